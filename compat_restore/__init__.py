@@ -1,0 +1,140 @@
+r"""Bring the weights of TensorFlow 1 checkpoints into today's code, and know what became of each.
+
+One plan says which tensor goes into which variable and what becomes of the rest; it is carried
+out in a TF1 session, in TF2 objects, or from file to file:
+
+    import compat_restore as cr
+
+    rules = cr.Rules(include=[r"encoder/.*"], rename=[(r"encoder/(.*)", r"backbone/\1")])
+    report = cr.restore_session(sess, "model.ckpt", rules)   # then initialise only the rest
+    report = cr.restore_objects(model, "model.ckpt", rules)  # tf_keras, Keras 3, tf.Module, ...
+    report = cr.convert("model.ckpt", "out/model.ckpt", rules)
+    print(report)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compat_restore.checkpoint import CheckpointReader, open_checkpoint
+    from compat_restore.convert import convert
+    from compat_restore.errors import (
+        CheckpointFormatError,
+        CheckpointNotFoundError,
+        CompatRestoreError,
+        DamagedCheckpointError,
+        InitializationError,
+        OutputError,
+        PlanError,
+        PreservationError,
+        RuleError,
+        TargetError,
+        TensorNotFoundError,
+    )
+    from compat_restore.plan import RestorePlan, plan_restore
+    from compat_restore.report import RestoreReport
+    from compat_restore.restore import plan, restore_objects, restore_session
+    from compat_restore.rules import Rename, Rules
+    from compat_restore.targets.objects import ObjectTarget
+    from compat_restore.targets.session import (
+        SessionTarget,
+        initialize_uninitialized,
+        uninitialized_variables,
+    )
+    from compat_restore.tensors import DType, TensorSpec, digest
+    from compat_restore.transforms import Cast, Reshape, Transpose
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cast",
+    "CheckpointFormatError",
+    "CheckpointNotFoundError",
+    "CheckpointReader",
+    "CompatRestoreError",
+    "DType",
+    "DamagedCheckpointError",
+    "InitializationError",
+    "ObjectTarget",
+    "OutputError",
+    "PlanError",
+    "PreservationError",
+    "Rename",
+    "Reshape",
+    "RestorePlan",
+    "RestoreReport",
+    "RuleError",
+    "Rules",
+    "SessionTarget",
+    "TargetError",
+    "TensorNotFoundError",
+    "TensorSpec",
+    "Transpose",
+    "__version__",
+    "convert",
+    "digest",
+    "initialize_uninitialized",
+    "open_checkpoint",
+    "plan",
+    "plan_restore",
+    "restore_objects",
+    "restore_session",
+    "uninitialized_variables",
+]
+
+# Where each name lives: imported when it is first used, so that the command line and the file work
+# do not pay for what they do not touch.
+_HOME = {
+    "Cast": "compat_restore.transforms",
+    "CheckpointFormatError": "compat_restore.errors",
+    "CheckpointNotFoundError": "compat_restore.errors",
+    "CheckpointReader": "compat_restore.checkpoint",
+    "CompatRestoreError": "compat_restore.errors",
+    "DType": "compat_restore.tensors",
+    "DamagedCheckpointError": "compat_restore.errors",
+    "InitializationError": "compat_restore.errors",
+    "ObjectTarget": "compat_restore.targets.objects",
+    "OutputError": "compat_restore.errors",
+    "PlanError": "compat_restore.errors",
+    "PreservationError": "compat_restore.errors",
+    "Rename": "compat_restore.rules",
+    "Reshape": "compat_restore.transforms",
+    "RestorePlan": "compat_restore.plan",
+    "RestoreReport": "compat_restore.report",
+    "RuleError": "compat_restore.errors",
+    "Rules": "compat_restore.rules",
+    "SessionTarget": "compat_restore.targets.session",
+    "TargetError": "compat_restore.errors",
+    "TensorNotFoundError": "compat_restore.errors",
+    "TensorSpec": "compat_restore.tensors",
+    "Transpose": "compat_restore.transforms",
+    "convert": "compat_restore.convert",
+    "digest": "compat_restore.tensors",
+    "initialize_uninitialized": "compat_restore.targets.session",
+    "open_checkpoint": "compat_restore.checkpoint",
+    "plan": "compat_restore.restore",
+    "plan_restore": "compat_restore.plan",
+    "restore_objects": "compat_restore.restore",
+    "restore_session": "compat_restore.restore",
+    "uninitialized_variables": "compat_restore.targets.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from where it lives.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

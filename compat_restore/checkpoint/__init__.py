@@ -1,0 +1,40 @@
+"""Checkpoint files, read without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint.locate import Location, locate
+from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["CheckpointReader", "Location", "StoredTensor", "locate", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
+    """Open a checkpoint, whatever its format and however it is named.
+
+    Args:
+        path: a prefix; one of the checkpoint's files (`.index`, `.data-...`, `.meta`, a V1 file or
+            one of its shards, or the pattern `PREFIX-?????-of-NNNNN` of those); a directory with a
+            `checkpoint` state file or a single checkpoint in it; a SavedModel's directory.
+
+    Returns:
+        A reader, to be closed or used in a `with` statement.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing, or a part is missing.
+        CheckpointFormatError: what is there is no checkpoint.
+        DamagedCheckpointError: it is one, and damaged.
+    """
+    location = locate(os.fspath(path))
+    if location.version == "V2":
+        from compat_restore.checkpoint.bundle import BundleReader
+
+        return BundleReader(location.path, location.notes)
+    from compat_restore.checkpoint.v1 import V1Reader
+
+    return V1Reader(location.path, location.files, location.notes)

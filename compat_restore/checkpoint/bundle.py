@@ -1,0 +1,505 @@
+"""V2 checkpoints: tensor bundles.
+
+Source: TensorFlow's `core/util/tensor_bundle/tensor_bundle.{h,cc}`, `naming.cc` and
+`core/protobuf/tensor_bundle.proto`. A bundle under the prefix P is
+
+    P.index                 a table (`table.py`): key "" -> BundleHeaderProto,
+                            tensor name -> BundleEntryProto, slice key -> BundleEntryProto
+    P.data-SSSSS-of-NNNNN   NNNNN files: the tensors' bytes, one after another
+
+    BundleHeaderProto  1 num_shards, 2 endianness (0 little, 1 big), 3 version {1 producer}
+    BundleEntryProto   1 dtype, 2 shape {2 dim {1 size}}, 3 shard_id, 4 offset, 5 size,
+                       6 crc32c (fixed32, masked), 7 slices (TensorSliceProto, repeated)
+
+A tensor of fixed-size elements is stored as its bytes in C order, and its crc32c is that of those
+bytes. A string tensor is stored as
+
+    length varint64 * elements, masked crc32c of the lengths (4), the strings' bytes
+
+where the crc of the lengths takes each as 4 bytes (8 from 2^32 on), and the entry's crc32c goes on
+from there over the stored 4 bytes and the strings. A partitioned variable has an entry with the
+full shape and `slices`, and no bytes; each slice's bytes stand under its own key (`slices.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint import wire
+from compat_restore.checkpoint.checksum import crc32c, mask, unmask
+from compat_restore.checkpoint.files import LocalFile, is_regular_file
+from compat_restore.checkpoint.object_graph import ObjectGraph
+from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
+from compat_restore.checkpoint.slices import (
+    check_tiling,
+    decode_shape,
+    decode_slice,
+    encode_slice,
+    slice_key,
+)
+from compat_restore.checkpoint.table import TableReader
+from compat_restore.errors import (
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+)
+from compat_restore.names import OBJECT_GRAPH_KEY, Role, RoleKind, classify
+from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from compat_restore.tensors import Array, Shape, Slice
+
+__all__ = ["BundleEntry", "BundleReader", "data_file", "decode_strings", "encode_strings"]
+
+_MOST_SHARDS = 99_999
+_VERIFY_CHUNK = 1 << 20
+_SLICE_KEY_START = b"\0"
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def data_file(prefix: str, shard: int, shards: int) -> str:
+    """Return the name of a bundle's data file."""
+    return f"{prefix}.data-{shard:05d}-of-{shards:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleEntry:
+    """A `BundleEntryProto`: what a tensor is, and where its bytes stand.
+
+    Attributes:
+        checksum: the masked crc32c of the bytes as stored.
+        slices: the parts of a partitioned variable; then there are no bytes here.
+    """
+
+    dtype: DType
+    shape: Shape
+    shard: int = 0
+    offset: int = 0
+    size: int = 0
+    checksum: int = 0
+    slices: tuple[Slice, ...] = ()
+
+    @classmethod
+    def decode(cls, data: bytes) -> BundleEntry:
+        """Decode an entry.
+
+        Raises:
+            WireError: it is malformed, or its size is not what its dtype and shape take.
+            CheckpointFormatError: its dtype is unknown.
+        """
+        dtype_number = shard = offset = size = checksum = 0
+        shape: Shape = ()
+        slices: list[Slice] = []
+        for number, _, payload in wire.fields(data):
+            if number == 1:
+                dtype_number = wire.number_of(payload)
+            elif number == 2:
+                shape = decode_shape(wire.message_of(payload))
+            elif number == 3:
+                shard = wire.number_of(payload)
+            elif number == 4:
+                offset = wire.number_of(payload)
+            elif number == 5:
+                size = wire.number_of(payload)
+            elif number == 6:
+                checksum = wire.number_of(payload)
+            elif number == 7:
+                slices.append(decode_slice(wire.message_of(payload)))
+        dtype = DType.from_number(dtype_number)
+        expected = element_count(shape) * dtype.itemsize
+        if not slices and dtype.itemsize and size != expected:
+            raise wire.WireError(f"{size} bytes, where {dtype}{list(shape)} takes {expected}")
+        if dtype is DType.string and not slices and size < element_count(shape):
+            raise wire.WireError(f"{element_count(shape)} strings in {size} bytes")
+        return cls(dtype, shape, shard, offset, size, checksum, tuple(slices))
+
+    def encode(self) -> bytes:
+        """Encode the entry."""
+        dims = b"".join(wire.bytes_field(2, wire.varint_field(1, dim)) for dim in self.shape)
+        fixed32 = wire.write_varint(6 << 3 | wire.FIXED32) + self.checksum.to_bytes(4, "little")
+        return (
+            wire.varint_field(1, self.dtype.number)
+            + wire.bytes_field(2, dims)
+            + wire.varint_field(3, self.shard)
+            + wire.varint_field(4, self.offset)
+            + wire.varint_field(5, self.size)
+            + (fixed32 if self.checksum else b"")
+            + b"".join(wire.bytes_field(7, encode_slice(part)) for part in self.slices)
+        )
+
+
+class BundleReader(CheckpointReader):
+    """Reads a V2 tensor bundle, name-based or object-based, of one or many data files."""
+
+    def __init__(self, prefix: str, notes: Iterable[str] = ()) -> None:
+        """Read the index of the bundle under `prefix`; look whether its data files are whole.
+
+        Raises:
+            CheckpointNotFoundError: the index or a data file is missing.
+            CheckpointFormatError: the index is no table.
+            DamagedCheckpointError: the index is damaged, or a data file is too short for it.
+        """
+        self.path = prefix
+        self.notes = tuple(notes)
+        self._files: dict[int, LocalFile] = {}
+        self._entries: dict[str, BundleEntry] = {}
+        self._slices: dict[bytes, BundleEntry] = {}
+        self._shards = 0
+        self._big_endian = False
+        with LocalFile(f"{prefix}.index") as index:
+            self._load(index)
+        try:
+            self._check_data_files()
+            self._specs = {name: self._spec(name) for name in sorted(self._entries)}
+            self._graph = self._object_graph()
+        except BaseException:
+            self.close()
+            raise
+        kind = "object-based" if self._graph else "name-based"
+        files = f", {self._shards} data files" if self._shards > 1 else ""
+        self.format = f"V2 tensor bundle, {kind}{files}"
+        self._variables, self._keys = self._by_variable_name()
+
+    @property
+    def graph(self) -> ObjectGraph | None:
+        """The object graph of an object-based checkpoint."""
+        return self._graph
+
+    @property
+    def entries(self) -> Mapping[str, BundleEntry]:
+        """The bundle's entries as stored, by key; the parts of partitioned tensors apart."""
+        return self._entries
+
+    @property
+    def shards(self) -> int:
+        """How many data files the bundle has."""
+        return self._shards
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Return the spec of every tensor by its key, sorted."""
+        return self._specs
+
+    def variables(self) -> Mapping[str, TensorSpec]:
+        """Return the specs by variable name: full names where the checkpoint is object-based.
+
+        A full name that two variables share stands for neither: those keep their keys.
+        """
+        return self._variables
+
+    def roles(self) -> Mapping[str, Role]:
+        """Return what each tensor is for, by its name in `variables`."""
+        roles = classify(self._variables)
+        if self._graph:
+            names = {key: name for name, key in self._keys.items()}
+            for name, key in self._keys.items():
+                found = self._graph.variables.get(key)
+                if found and found.slot:
+                    owner = names.get(found.owner or "", found.owner)
+                    roles[name] = Role(RoleKind.SLOT, owner, found.slot)
+                elif key.startswith("save_counter/"):
+                    roles[name] = Role(RoleKind.CONTAINER)
+        return roles
+
+    def key_of(self, name: str) -> str:
+        """Return the key of a tensor that is named by its key or by its full name."""
+        if name in self._specs:
+            return name
+        try:
+            return self._keys[name]
+        except KeyError:
+            raise self._not_found(name) from None
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """Return where a tensor's bytes stand; None if it is partitioned or big-endian."""
+        entry = self._entries[self.key_of(name)]
+        if entry.slices or self._big_endian:
+            return None
+        return StoredTensor(self._file(entry.shard), entry.offset, entry.size, entry.checksum)
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Check the bytes of tensors against their checksums, in chunks, decoding nothing."""
+        for name in names:
+            key = self.key_of(name)
+            for label, entry in self._parts(key, self._entries[key]):
+                crc, offset, left = 0, entry.offset, entry.size
+                if entry.dtype is DType.string:
+                    self._bytes(label, entry)  # its checksum has a rule of its own
+                    continue
+                source = self._file(entry.shard)
+                while left:
+                    chunk = source.read(offset, min(left, _VERIFY_CHUNK))
+                    crc = crc32c(chunk, crc)
+                    offset += len(chunk)
+                    left -= len(chunk)
+                self._check(label, entry, crc)
+
+    def close(self) -> None:
+        """Close the data files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def _load(self, index: LocalFile) -> None:
+        if index.size == 0:
+            raise DamagedCheckpointError(
+                f"'{index.name}' is empty: the index was never written; is there another copy?"
+            )
+        items = TableReader(index).items()
+        key, value = next(items, (b"", b""))
+        if key != b"" or not value:
+            raise CheckpointFormatError(
+                f"'{index.name}' is a table, but no tensor bundle: its first key is {key!r}, a "
+                'bundle\'s is "" and holds the header'
+            )
+        self._decode_header(index, value)
+        for key, value in items:
+            try:
+                entry = BundleEntry.decode(value)
+                if key.startswith(_SLICE_KEY_START):
+                    self._slices[key] = entry
+                else:
+                    self._entries[key.decode()] = entry
+            except (wire.WireError, UnicodeDecodeError, CheckpointFormatError) as error:
+                raise DamagedCheckpointError(
+                    f"'{index.name}' has a malformed entry for {key!r}: {error}"
+                ) from None
+
+    def _decode_header(self, index: LocalFile, data: bytes) -> None:
+        try:
+            for number, _, payload in wire.fields(data):
+                if number == 1:
+                    self._shards = wire.number_of(payload)
+                elif number == 2:
+                    self._big_endian = wire.number_of(payload) == 1
+        except wire.WireError as error:
+            raise DamagedCheckpointError(
+                f"'{index.name}' has a malformed header: {error}"
+            ) from None
+        if not 0 < self._shards <= _MOST_SHARDS:
+            raise DamagedCheckpointError(
+                f"'{index.name}' says that it has {self._shards} data files, 1 to {_MOST_SHARDS} "
+                "are possible"
+            )
+
+    def _check_data_files(self) -> None:
+        """Check that each data file that an entry needs is there and long enough."""
+        needed: dict[int, tuple[int, str]] = {}
+        keyed: list[tuple[str | bytes, BundleEntry]] = [*self._entries.items()]
+        for key, entry in [*keyed, *self._slices.items()]:
+            if entry.shard >= self._shards:
+                raise DamagedCheckpointError(
+                    f"'{self.path}.index' puts {key!r} into data file {entry.shard} of "
+                    f"{self._shards}"
+                )
+            end = entry.offset + entry.size
+            if entry.size and end > needed.get(entry.shard, (0, ""))[0]:
+                needed[entry.shard] = end, _shown(key)
+        missing = [
+            name
+            for shard in needed
+            if not is_regular_file(name := data_file(self.path, shard, self._shards))
+        ]
+        if missing:
+            raise CheckpointNotFoundError(self._missing_message(missing))
+        for shard, (end, last) in needed.items():
+            file = self._file(shard)
+            if file.size < end:
+                what = f"has {file.size} bytes, and tensor '{last}' ends at byte {end}"
+                if file.read(0, min(file.size, len(_LFS_POINTER))) == _LFS_POINTER:
+                    raise DamagedCheckpointError(
+                        f"'{file.name}' {what}: it is a Git LFS pointer, not the data; run "
+                        "`git lfs pull` where it comes from"
+                    )
+                raise DamagedCheckpointError(
+                    f"'{file.name}' {what}: the file is cut short, or belongs to another "
+                    "checkpoint; copy or download it again"
+                )
+
+    def _missing_message(self, missing: list[str]) -> str:
+        folder, stem = os.path.split(self.path)
+        pattern = re.compile(re.escape(stem) + r"\.data-\d{5}-of-\d{5}")
+        others = sorted(n for n in os.listdir(folder or ".") if pattern.fullmatch(n))
+        message = (
+            f"'{self.path}.index' is there, but not the weights: "
+            + ", ".join(f"'{name}'" for name in missing)
+            + (" is" if len(missing) == 1 else " are")
+            + " missing"
+        )
+        if others:
+            return f"{message} (there are {', '.join(others)}); copy all files of one checkpoint"
+        return f"{message}; a checkpoint is all files that start with '{stem}'"
+
+    def _spec(self, name: str) -> TensorSpec:
+        entry = self._entries[name]
+        stored = entry.size if entry.dtype.itemsize == 0 else None
+        return TensorSpec(name, entry.dtype, entry.shape, entry.slices, stored_bytes=stored)
+
+    def _object_graph(self) -> ObjectGraph | None:
+        spec = self._specs.get(OBJECT_GRAPH_KEY)
+        if spec is None or spec.dtype is not DType.string or spec.shape != ():
+            return None
+        try:
+            graph = ObjectGraph.decode(bytes(self._read(OBJECT_GRAPH_KEY)[()]))
+        except wire.WireError as error:
+            raise DamagedCheckpointError(
+                f"checkpoint '{self.path}' has a malformed object graph: {error}"
+            ) from None
+        for key, spec in self._specs.items():
+            found = graph.variables.get(key)
+            if found and found.full_name:
+                self._specs[key] = replace(spec, full_name=found.full_name)
+        return graph
+
+    def _by_variable_name(self) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+        """Return specs by full name, where that names one tensor alone, and the keys by name."""
+        if not self._graph:
+            return self._specs, {}
+        times: dict[str, int] = {}
+        for spec in self._specs.values():
+            if spec.full_name:
+                times[spec.full_name] = times.get(spec.full_name, 0) + 1
+        variables, keys = {}, {}
+        for key, spec in self._specs.items():
+            name = spec.full_name
+            if not name or times[name] > 1 or name in self._specs:
+                name = key
+            variables[name] = replace(spec, name=name)
+            keys[name] = key
+        return dict(sorted(variables.items())), keys
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def _file(self, shard: int) -> LocalFile:
+        if shard not in self._files:
+            self._files[shard] = LocalFile(data_file(self.path, shard, self._shards))
+        return self._files[shard]
+
+    def _parts(self, key: str, entry: BundleEntry) -> list[tuple[str, BundleEntry]]:
+        """Return (what to call it, entry) of each piece of bytes that a tensor is stored in."""
+        if not entry.slices:
+            return [(key, entry)]
+        parts = []
+        for number, part in enumerate(entry.slices):
+            found = self._slices.get(slice_key(key, part))
+            if found is None:
+                raise DamagedCheckpointError(
+                    f"tensor '{key}' in checkpoint '{self.path}' has {len(entry.slices)} parts, "
+                    f"of which number {number} is missing"
+                )
+            parts.append((f"{key} (part {number})", found))
+        return parts
+
+    def _read(self, key: str) -> Array:
+        import numpy as np
+
+        entry = self._entries[key]
+        if not entry.slices:
+            return self._whole(key, entry)
+        try:
+            check_tiling(entry.shape, entry.slices)
+        except ValueError as error:
+            raise DamagedCheckpointError(
+                f"the parts of tensor '{key}' in checkpoint '{self.path}' do not fit: {error}"
+            ) from None
+        pieces = self._parts(key, entry)
+        full = np.empty(entry.shape, numpy_dtype(entry.dtype))
+        for part, (label, stored) in zip(entry.slices, pieces, strict=True):
+            starts, lengths = part.resolve(entry.shape)
+            if stored.shape != lengths or stored.dtype is not entry.dtype or stored.slices:
+                raise DamagedCheckpointError(
+                    f"'{label}' in checkpoint '{self.path}' is stored as "
+                    f"{stored.dtype}{list(stored.shape)}, not as {entry.dtype}{list(lengths)}"
+                )
+            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
+            full[where] = self._whole(label, stored)
+        return full
+
+    def _whole(self, label: str, entry: BundleEntry) -> Array:
+        import numpy as np
+
+        dtype = numpy_dtype(entry.dtype)
+        data = self._bytes(label, entry)
+        if entry.dtype is DType.string:
+            array = np.empty(element_count(entry.shape), dtype)
+            array[:] = decode_strings(data, len(array))[0]
+            return array.reshape(entry.shape)
+        if self._big_endian:
+            array = np.frombuffer(data, dtype).byteswap()
+        else:
+            array = np.frombuffer(bytearray(data), dtype)
+        return array.reshape(entry.shape)
+
+    def _bytes(self, label: str, entry: BundleEntry) -> bytes:
+        data = self._file(entry.shard).read(entry.offset, entry.size)
+        if entry.dtype is DType.string:
+            try:
+                crc = decode_strings(data, element_count(entry.shape))[1]
+            except wire.WireError as error:
+                raise DamagedCheckpointError(
+                    f"tensor '{label}' in '{self._file(entry.shard).name}' (bytes {entry.offset} "
+                    f"to {entry.offset + entry.size}) is damaged: {error}"
+                ) from None
+        else:
+            crc = crc32c(data)
+        self._check(label, entry, crc)
+        return data
+
+    def _check(self, label: str, entry: BundleEntry, crc: int) -> None:
+        if entry.dtype is DType.variant:
+            return  # its rule is TensorFlow's alone
+        if mask(crc) != entry.checksum:
+            raise DamagedCheckpointError(
+                f"tensor '{label}' in '{self._file(entry.shard).name}' (bytes {entry.offset} to "
+                f"{entry.offset + entry.size}) is damaged: the checksum of its bytes is "
+                f"{crc:08x}, {unmask(entry.checksum):08x} was stored; copy or download it again"
+            )
+
+
+def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:
+    """Return (the strings, the crc32c by the rule for strings) of a stored string tensor.
+
+    Raises:
+        WireError: the bytes do not hold `count` strings and nothing else.
+    """
+    lengths, position, crc = [], 0, 0
+    for _ in range(count):
+        length, position = wire.varint(data, position)
+        lengths.append(length)
+        crc = crc32c(length.to_bytes(4 if length < 1 << 32 else 8, "little"), crc)
+    stored = data[position : position + 4]
+    position += 4
+    if position + sum(lengths) != len(data):
+        raise wire.WireError(
+            f"{len(data)} bytes, where {count} strings of {sum(lengths)} bytes in all are announced"
+        )
+    if int.from_bytes(stored, "little") != mask(crc):
+        raise wire.WireError("the checksum of the strings' lengths is wrong")
+    crc = crc32c(data[position - 4 :], crc)
+    strings = []
+    for length in lengths:
+        strings.append(data[position : position + length])
+        position += length
+    return strings, crc
+
+
+def encode_strings(strings: Iterable[bytes]) -> tuple[bytes, int]:
+    """Return (bytes as stored, crc32c by the rule for strings) of a string tensor's elements."""
+    elements = list(strings)
+    crc = 0
+    for element in elements:
+        crc = crc32c(len(element).to_bytes(4 if len(element) < 1 << 32 else 8, "little"), crc)
+    tail = mask(crc).to_bytes(4, "little") + b"".join(elements)
+    return b"".join(wire.write_varint(len(e)) for e in elements) + tail, crc32c(tail, crc)
+
+
+def _shown(key: str | bytes) -> str:
+    if isinstance(key, str):
+        return key
+    return key[1:].split(b"\0", 1)[0].decode(errors="replace") + " (a part)"

@@ -1,0 +1,108 @@
+"""Files as the readers see them: a size, and bytes by range.
+
+The readers of the formats know byte ranges and nothing of disks; this module knows disks and
+nothing of formats.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+from compat_restore.errors import CheckpointNotFoundError, DamagedCheckpointError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["ByteSource", "LocalFile", "is_regular_file"]
+
+
+class ByteSource(Protocol):
+    """Something that has a name and a size in bytes, and gives ranges of its bytes."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what reading needed."""
+        ...
+
+
+def is_regular_file(path: str) -> bool:
+    """Whether `path` is (or links to) a regular file; a FIFO or device is not."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+class LocalFile:
+    """A regular file of the local file system, read by position."""
+
+    def __init__(self, path: str) -> None:
+        """Open `path` for reading.
+
+        Raises:
+            CheckpointNotFoundError: there is no such file, or it is no regular file.
+        """
+        self.name = path
+        if not is_regular_file(path):
+            raise CheckpointNotFoundError(
+                f"'{path}' is {'no regular file' if os.path.exists(path) else 'missing'}"
+            )
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            DamagedCheckpointError: the file ends before.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise DamagedCheckpointError(
+                f"'{self.name}' has {self.size} bytes, but bytes {offset} to {offset + length} "
+                "are needed: the file is cut short, or what points into it is damaged"
+            )
+        chunks = []
+        while length:
+            chunk = os.pread(self._descriptor, length, offset)
+            if not chunk:
+                raise DamagedCheckpointError(
+                    f"'{self.name}' ended at byte {offset} while it was read: is it being written?"
+                )
+            chunks.append(chunk)
+            offset += len(chunk)
+            length -= len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def close(self) -> None:
+        """Close the file; closing it twice does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

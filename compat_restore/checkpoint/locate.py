@@ -1,0 +1,328 @@
+"""What a path means: which checkpoint is it that somebody named?
+
+People pass prefixes, single files of a checkpoint, directories and SavedModels; state files point
+to machines that are gone. Nothing is guessed silently: what is ambiguous is an error that lists
+the candidates, and what was passed over is a note on the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint.files import is_regular_file
+from compat_restore.errors import (
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    nearest,
+)
+from compat_restore.names import sort_key
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+__all__ = ["Location", "locate", "read_state_file"]
+
+_STATE_FILE = "checkpoint"
+_STATE_LINE = re.compile(r'\s*model_checkpoint_path\s*:\s*("(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\')')
+_LONGEST_STATE_FILE = 16 << 20
+_DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
+_SHARD_FILE = re.compile(r"(?P<stem>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
+_OUR_SUFFIXES = (".index", ".meta")
+_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
+
+# What people take for a checkpoint: (first bytes, what it is, what to do).
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file", "run `git lfs pull` there"),
+    (b"PK\x03\x04", "a zip archive (PyTorch, .keras or .npz)", "unpack or open it as what it is"),
+    (b"\x80\x02", "a pickle (an old PyTorch file?)", "open it with the program that wrote it"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras weights)", "load it with Keras"),
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (b"<!DOCTYPE", "a web page", "the download was refused or redirected; download it again"),
+    (b"<html", "a web page", "the download was refused or redirected; download it again"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A checkpoint that was found.
+
+    Attributes:
+        version: of the file format: "V1" or "V2".
+        path: the prefix (V2), or what the checkpoint is called (V1).
+        files: the files of a V1 checkpoint; empty for V2, whose index names them.
+        notes: what should be said about how it was found.
+    """
+
+    version: Literal["V1", "V2"]
+    path: str
+    files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def locate(path: str) -> Location:
+    """Return the checkpoint that `path` means.
+
+    Raises:
+        CheckpointNotFoundError: there is none, or only a part of one.
+        CheckpointFormatError: what is there is no checkpoint.
+        DamagedCheckpointError: an empty file.
+    """
+    if os.path.isdir(path) and not is_regular_file(f"{path.rstrip('/')}.index"):
+        return _in_directory(path)
+    if is_regular_file(f"{path}.index"):
+        return _bundle(path)
+    if found := _from_part(path):
+        return found
+    if is_regular_file(path):
+        return _file(path)
+    if shards := _v1_shards(path):
+        return shards
+    raise CheckpointNotFoundError(_not_found_message(path))
+
+
+def read_state_file(path: str) -> str | None:
+    """Return `model_checkpoint_path` of a `checkpoint` state file, None if it has none.
+
+    The file is a text protocol buffer, `CheckpointState`.
+    """
+    with open(path, "rb") as file:
+        text = file.read(_LONGEST_STATE_FILE).decode(errors="replace")
+    match = _STATE_LINE.search(text)
+    return _unescape(match[1][1:-1]) if match else None
+
+
+def _unescape(text: str) -> str:
+    r"""Undo the text format's escapes; UTF-8 stands as octal bytes: `\346\250\251`."""
+
+    def one(match: re.Match[str]) -> str:
+        code = match[1]
+        named = {"n": "\n", "t": "\t", "r": "\r"}
+        return chr(int(code, 8)) if code[0].isdigit() else named.get(code, code)
+
+    if "\\" not in text:
+        return text
+    plain = re.sub(r"\\([0-7]{1,3}|.)", one, text)
+    try:
+        return plain.encode("latin-1").decode()
+    except UnicodeError:
+        return plain
+
+
+def _bundle(prefix: str, notes: tuple[str, ...] = ()) -> Location:
+    if is_regular_file(prefix) and _ends_as_table(prefix):
+        note = (
+            f"'{prefix}' is a V1 checkpoint beside the V2 checkpoint of the same name, and may "
+            "hold other weights: the V2 one is taken, as TensorFlow does; move the V1 file to "
+            "another name to read it"
+        )
+        notes += (note,)
+    return Location("V2", prefix, notes=notes)
+
+
+def _from_part(path: str) -> Location | None:
+    """Return the checkpoint of which `path` is one file."""
+    prefix = None
+    for suffix in _OUR_SUFFIXES:
+        if path.endswith(suffix):
+            prefix = path.removesuffix(suffix)
+    if match := _DATA_FILE.fullmatch(path):
+        prefix = match["prefix"]
+    if prefix is None:
+        return None
+    if is_regular_file(f"{prefix}.index"):
+        return _bundle(prefix)
+    if path.endswith(".meta"):
+        if is_regular_file(prefix):
+            return _file(prefix)
+        return _v1_shards(prefix)
+    return None
+
+
+def _file(path: str) -> Location:
+    """Return the V1 checkpoint that a file is, or is a shard of."""
+    if match := _SHARD_FILE.fullmatch(path):
+        shards = _shard_set(match["stem"], int(match["count"]))
+        if shards:
+            return shards
+    head = _head(path)
+    if not head:
+        raise DamagedCheckpointError(f"'{path}' is empty: is there another copy?")
+    if not _ends_as_table(path):
+        for magic, what, cure in _FOREIGN:
+            if head.startswith(magic):
+                raise CheckpointFormatError(
+                    f"'{path}' is no TensorFlow checkpoint: it is {what}; {cure}"
+                )
+    return Location("V1", path, (path,))
+
+
+def _v1_shards(path: str) -> Location | None:
+    """Return the sharded V1 checkpoint that a glob or a bare prefix means."""
+    if match := _SHARD_FILE.fullmatch(path):
+        return _shard_set(match["stem"], int(match["count"]))
+    folder, stem = os.path.split(path)
+    counts = {
+        int(match["count"])
+        for name in _listing(folder)
+        if (match := _SHARD_FILE.fullmatch(name)) and match["stem"] == stem
+    }
+    if len(counts) > 1:
+        raise CheckpointFormatError(
+            f"'{path}' has shards of several checkpoints, of {sorted(counts)} files; name one: "
+            f"'{path}-?????-of-{min(counts):05d}'"
+        )
+    return _shard_set(path, counts.pop()) if counts else None
+
+
+def _shard_set(stem: str, count: int) -> Location | None:
+    files = tuple(f"{stem}-{number:05d}-of-{count:05d}" for number in range(count))
+    there = [name for name in files if is_regular_file(name)]
+    if not there:
+        return None
+    if missing := [os.path.basename(name) for name in files if name not in there]:
+        raise CheckpointNotFoundError(
+            f"checkpoint '{stem}' has {count} shards, and {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; copy all files of one checkpoint"
+        )
+    return Location("V1", f"{stem}-?????-of-{count:05d}", files)
+
+
+def _in_directory(folder: str) -> Location:
+    if is_regular_file(os.path.join(folder, "saved_model.pb")) or is_regular_file(
+        os.path.join(folder, "saved_model.pbtxt")
+    ):
+        prefix = os.path.join(folder, "variables", "variables")
+        if is_regular_file(f"{prefix}.index"):
+            return _bundle(prefix, (f"the variables of the SavedModel '{folder}'",))
+        raise CheckpointNotFoundError(
+            f"'{folder}' is a SavedModel without variables: '{prefix}.index' is missing"
+        )
+    state = os.path.join(folder, _STATE_FILE)
+    candidates = _checkpoints_in(folder)
+    if is_regular_file(state) and (named := read_state_file(state)):
+        return _from_state(folder, named, candidates)
+    if len(candidates) == 1:
+        return locate(os.path.join(folder, candidates[0]))
+    if candidates:
+        raise CheckpointNotFoundError(
+            f"directory '{folder}' has no `checkpoint` file, and {len(candidates)} checkpoints: "
+            f"name one of {_listed(candidates)}"
+        )
+    lost = sorted({m["prefix"] for name in _listing(folder) if (m := _DATA_FILE.fullmatch(name))})
+    if lost:
+        raise CheckpointNotFoundError(
+            f"directory '{folder}' holds the data of {_listed(lost)}, but no '.index' file, "
+            "without which it cannot be read; copy all files of the checkpoint"
+        )
+    raise CheckpointNotFoundError(f"directory '{folder}' holds no checkpoint")
+
+
+def _from_state(folder: str, named: str, candidates: list[str]) -> Location:
+    """Return the checkpoint that a state file names: where it says, or else beside the file."""
+    beside = os.path.join(folder, os.path.basename(named))
+    tried = [os.path.join(folder, named), beside]
+    for number, path in enumerate(dict.fromkeys(tried)):
+        if _is_there(path):
+            found = locate(path)
+            if number == 0:
+                return found
+            note = (
+                f"the state file '{os.path.join(folder, _STATE_FILE)}' names '{named}', which is "
+                f"not there; '{beside}' was taken"
+            )
+            return Location(found.version, found.path, found.files, (*found.notes, note))
+    data = [
+        name for name in _listing(folder) if name.startswith(f"{os.path.basename(named)}.data-")
+    ]
+    if data:
+        raise CheckpointNotFoundError(_indexless(beside, data))
+    there = (
+        f"the directory holds {_listed(candidates)}; name one"
+        if candidates
+        else ("the directory holds no other")
+    )
+    raise CheckpointNotFoundError(
+        f"the state file '{os.path.join(folder, _STATE_FILE)}' names the checkpoint '{named}', "
+        f"which is neither there nor beside it; {there}"
+    )
+
+
+def _indexless(prefix: str, data: list[str]) -> str:
+    return (
+        f"checkpoint '{prefix}' has data ({', '.join(data)}), but its index '{prefix}.index' is "
+        "missing, without which the data cannot be read; copy all files of the checkpoint"
+    )
+
+
+def _is_there(path: str) -> bool:
+    return (
+        is_regular_file(path)
+        or is_regular_file(f"{path}.index")
+        or _v1_shards_or_none(path) is not None
+    )
+
+
+def _v1_shards_or_none(path: str) -> Location | None:
+    return _v1_shards(path) if os.path.isdir(os.path.dirname(path) or ".") else None
+
+
+def _checkpoints_in(folder: str) -> list[str]:
+    """Return the names of the checkpoints in a directory, naturally sorted."""
+    found = set()
+    for name in _listing(folder):
+        if name.endswith(".index"):
+            found.add(name.removesuffix(".index"))
+        elif match := _SHARD_FILE.fullmatch(name):
+            if not _DATA_FILE.fullmatch(name):
+                found.add(f"{match['stem']}-?????-of-{match['count']}")
+        elif _ends_as_table(os.path.join(folder, name)):
+            found.add(name)
+    return sorted(found, key=sort_key)
+
+
+def _listing(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder or "."))
+    except OSError:
+        return []
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
+
+
+def _ends_as_table(path: str) -> bool:
+    if not is_regular_file(path):
+        return False
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < len(_TABLE_MAGIC):
+            return False
+        file.seek(size - len(_TABLE_MAGIC))
+        return file.read() == _TABLE_MAGIC
+
+
+def _not_found_message(path: str) -> str:
+    folder, stem = os.path.split(path)
+    if folder and not os.path.isdir(folder):
+        return f"no checkpoint '{path}': the directory '{folder}' is missing"
+    data = [name for name in _listing(folder) if name.startswith(f"{stem}.data-")]
+    if match := _DATA_FILE.fullmatch(path):
+        data, stem = [os.path.basename(path)], os.path.basename(match["prefix"])
+    if data:
+        return _indexless(os.path.join(folder, stem), data)
+    candidates = _checkpoints_in(folder or ".")
+    near = nearest(stem, candidates) or tuple(candidates[:3])
+    if near:
+        return f"no checkpoint '{path}'; the directory holds " + _listed(list(near))
+    return f"no checkpoint '{path}': the directory '{folder or '.'}' holds none"

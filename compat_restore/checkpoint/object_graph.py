@@ -1,0 +1,164 @@
+"""The object graph of an object-based checkpoint: keys, object paths and full names.
+
+Source: TensorFlow's `core/protobuf/trackable_object_graph.proto`.
+
+    TrackableObjectGraph  1 nodes (repeated)
+    TrackableObject       1 children {1 node_id, 2 local_name}
+                          2 attributes {1 name, 2 full_name, 3 checkpoint_key}
+                          3 slot_variables {1 original_variable_node_id, 2 slot_name,
+                                            3 slot_variable_node_id}
+
+Node 0 is the root. A variable's `full_name` is the name that the variable itself had, and so the
+bridge between checkpoints whose objects are named differently.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint.wire import (
+    WireError,
+    fields,
+    message_of,
+    number_of,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CheckpointedVariable", "ObjectGraph"]
+
+VARIABLE_VALUE = "VARIABLE_VALUE"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointedVariable:
+    """A value that the graph names.
+
+    Attributes:
+        key: the checkpoint key.
+        path: the shortest path of its object from the root: `model/layer_with_weights-0/kernel`.
+        full_name: the variable's own name; "" where the writer gave none.
+        node: the number of its object in the graph.
+        owner: for an optimizer's slot, the key of the variable that it belongs to.
+        slot: for an optimizer's slot, its name.
+    """
+
+    key: str
+    path: str
+    full_name: str
+    node: int
+    owner: str | None = None
+    slot: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    children: tuple[tuple[str, int], ...]
+    attributes: tuple[tuple[str, str, str], ...]  # name, full name, key
+    slots: tuple[tuple[int, str, int], ...]  # variable's node, slot name, slot's node
+
+
+class ObjectGraph:
+    """A decoded `TrackableObjectGraph`."""
+
+    def __init__(self, nodes: tuple[_Node, ...]) -> None:
+        self._nodes = nodes
+        self._paths = self._shortest_paths(0)
+        self.variables: Mapping[str, CheckpointedVariable] = self._variables()
+
+    @classmethod
+    def decode(cls, data: bytes) -> ObjectGraph:
+        """Decode the message that stands under `_CHECKPOINTABLE_OBJECT_GRAPH`.
+
+        Raises:
+            WireError: it is malformed, or a node names one that is not there.
+        """
+        nodes = tuple(_decode_node(message_of(p)) for n, _, p in fields(data) if n == 1)
+        for node in nodes:
+            named = [child for _, child in node.children]
+            named += [number for slot in node.slots for number in (slot[0], slot[2])]
+            if any(number >= len(nodes) for number in named):
+                raise WireError(f"a node names number {max(named)} of {len(nodes)} nodes")
+        return cls(nodes)
+
+    def children(self, node: int = 0) -> Mapping[str, int]:
+        """Return the children of a node by their local names."""
+        return dict(self._nodes[node].children) if self._nodes else {}
+
+    def key_of_node(self, node: int) -> str | None:
+        """Return the key of the variable that a node is, None if it is none."""
+        for name, _, key in self._nodes[node].attributes:
+            if name == VARIABLE_VALUE:
+                return key
+        return None
+
+    def _shortest_paths(self, root: int) -> dict[int, str]:
+        """Return the shortest path of every node that can be reached from `root`."""
+        if not self._nodes:
+            return {}
+        paths = {root: ""}
+        waiting = deque([root])
+        while waiting:
+            number = waiting.popleft()
+            for name, child in self._nodes[number].children:
+                if child not in paths:
+                    escaped = name.replace(".", "..").replace("/", ".S")
+                    paths[child] = f"{paths[number]}/{escaped}" if paths[number] else escaped
+                    waiting.append(child)
+        return paths
+
+    def _variables(self) -> dict[str, CheckpointedVariable]:
+        slots = {
+            slot: (variable, name) for node in self._nodes for variable, name, slot in node.slots
+        }
+        keys = {
+            number: key
+            for number, node in enumerate(self._nodes)
+            for name, _, key in node.attributes
+            if name == VARIABLE_VALUE
+        }
+        found = {}
+        for number, node in enumerate(self._nodes):
+            variable, slot = slots.get(number, (None, None))
+            owner = keys.get(variable) if variable is not None else None
+            for name, full_name, key in node.attributes:
+                path = self._paths.get(number, key.split("/.ATTRIBUTES/")[0])
+                if name != VARIABLE_VALUE:
+                    path = f"{path}/{name}" if path else name
+                found[key] = CheckpointedVariable(key, path, full_name, number, owner, slot)
+        return found
+
+
+def _decode_node(data: bytes) -> _Node:
+    children: list[tuple[str, int]] = []
+    attributes: list[tuple[str, str, str]] = []
+    slots: list[tuple[int, str, int]] = []
+    for number, _, payload in fields(data):
+        if number == 1:
+            child = _Fields(message_of(payload))
+            children.append((child.text(2), child.number(1)))
+        elif number == 2:
+            attribute = _Fields(message_of(payload))
+            attributes.append((attribute.text(1), attribute.text(2), attribute.text(3)))
+        elif number == 3:
+            slot = _Fields(message_of(payload))
+            slots.append((slot.number(1), slot.text(2), slot.number(3)))
+    return _Node(tuple(children), tuple(attributes), tuple(slots))
+
+
+class _Fields:
+    """The last value of each field of a small message."""
+
+    def __init__(self, data: bytes) -> None:
+        self._values = {number: payload for number, _, payload in fields(data)}
+
+    def text(self, number: int) -> str:
+        payload = self._values.get(number)
+        return "" if payload is None else text_of(payload)
+
+    def number(self, number: int) -> int:
+        return number_of(self._values.get(number, 0))

@@ -1,0 +1,134 @@
+"""What every checkpoint reader offers, whatever its format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compat_restore.errors import TensorNotFoundError, nearest
+from compat_restore.names import Role, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from compat_restore.checkpoint.files import ByteSource
+    from compat_restore.tensors import Array, TensorSpec
+
+__all__ = ["CheckpointReader", "StoredTensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's bytes as a V2 bundle stores them, to be copied without decoding.
+
+    Attributes:
+        source: the file that holds them.
+        offset: of the first byte in it.
+        size: in bytes.
+        checksum: the masked crc32c that the bundle stores for them.
+    """
+
+    source: ByteSource
+    offset: int
+    size: int
+    checksum: int
+
+
+class CheckpointReader(ABC):
+    """An open checkpoint. Opening reads its index alone; a tensor is read when asked for.
+
+    Attributes:
+        path: the prefix or file that was opened.
+        format: what it is, for people: "V2 tensor bundle, name-based".
+        notes: what a reader should be told about it (two checkpoints under one prefix ...).
+    """
+
+    path: str
+    format: str
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Return the spec of every tensor by its name in the checkpoint (its key), sorted."""
+
+    @abstractmethod
+    def _read(self, key: str) -> Array:
+        """Return the values under a key that `specs` has."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the files."""
+
+    def variables(self) -> Mapping[str, TensorSpec]:
+        """Return the specs by variable name: as `specs`, but object-based keys by full names."""
+        return self.specs()
+
+    def key_of(self, name: str) -> str:
+        """Return the key of a tensor that is named by its key or by its variable's name.
+
+        Raises:
+            TensorNotFoundError: the checkpoint has none of that name.
+        """
+        if name in self.specs():
+            return name
+        raise self._not_found(name)
+
+    def read(self, name: str) -> Array:
+        """Return a tensor's values, its checksum checked; partitions are joined.
+
+        Args:
+            name: its key in the checkpoint, or its variable's name.
+
+        Returns:
+            An array of the spec's shape. Strings are an `object` array of `bytes`; quantised
+            types are held as integers, bfloat16 as `ml_dtypes.bfloat16`. The array is the
+            caller's own, not a view of a file.
+
+        Raises:
+            TensorNotFoundError: there is no tensor of that name.
+            DamagedCheckpointError: its bytes are not those that were written.
+        """
+        return self._read(self.key_of(name))
+
+    def roles(self) -> Mapping[str, Role]:
+        """Return what each tensor is for, by its name in `variables`."""
+        return classify(self.variables())
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """Return where a tensor's bytes stand, if a V2 bundle can take them as they are."""
+        self.key_of(name)
+        return None
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Check the bytes of tensors against their checksums, holding one at a time.
+
+        Raises:
+            DamagedCheckpointError: a tensor is damaged.
+        """
+        for name in names:
+            self.read(name)
+
+    def _not_found(self, name: str) -> TensorNotFoundError:
+        names = list(self.variables())
+        if name.endswith(":0") and name[:-2] in self.variables():
+            cure = f'names in a checkpoint carry no ":0"; ask for {name[:-2]!r}'
+        elif near := nearest(name, names):
+            cure = "did you mean " + " or ".join(repr(n) for n in near) + "?"
+        else:
+            cure = f"it holds {len(names)} others; `compat-restore inspect` lists them"
+        return TensorNotFoundError(f"no tensor {name!r} in checkpoint '{self.path}': {cure}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,172 @@
+"""Shapes and slices as the formats write them: messages, keys of parts, and how parts fit.
+
+Sources: TensorFlow's `core/util/saved_tensor_slice_util.cc` (the keys),
+`core/lib/strings/ordered_code.cc` (their encoding), `core/framework/tensor_slice.proto`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint.wire import (
+    WireError,
+    bytes_field,
+    fields,
+    message_of,
+    number_of,
+    signed,
+    varint_field,
+    write_varint,
+)
+from compat_restore.tensors import Slice, element_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compat_restore.tensors import Shape
+
+__all__ = ["check_tiling", "decode_shape", "decode_slice", "encode_slice", "slice_key"]
+
+_FULL_EXTENT = -1
+_MOST_DIMENSIONS = 254  # TensorFlow's own limit
+_MOST_IRREGULAR_SLICES = 2000
+
+
+def decode_shape(data: bytes) -> Shape:
+    """Decode a `TensorShapeProto` whose dimensions are all known."""
+    dims = []
+    for number, _, payload in fields(data):
+        if number == 2:
+            dims.append(_decode_dim(message_of(payload)))
+        elif number == 3 and payload:
+            raise WireError("a shape of unknown rank")
+    if len(dims) > _MOST_DIMENSIONS:
+        raise WireError(f"a shape of {len(dims)} dimensions")
+    return tuple(dims)
+
+
+def _decode_dim(data: bytes) -> int:
+    size = 0
+    for number, _, payload in fields(data):
+        if number == 1:
+            size = signed(number_of(payload))
+    if size < 0:
+        raise WireError(f"a dimension of {size}")
+    return size
+
+
+def decode_slice(data: bytes) -> Slice:
+    """Decode a `TensorSliceProto`: `extent` (1) repeated, each `start` (1) and `length` (2).
+
+    An extent without a length is the whole axis.
+
+    Raises:
+        WireError: it is malformed.
+    """
+    starts: list[int] = []
+    lengths: list[int | None] = []
+    for number, _, payload in fields(data):
+        if number != 1:
+            continue
+        start, length = 0, None
+        for inner, _, value in fields(message_of(payload)):
+            if inner == 1:
+                start = signed(number_of(value))
+            elif inner == 2:
+                length = signed(number_of(value))
+        if start < 0 or (length is not None and length < 0):
+            raise WireError(f"a slice from {start} of length {length}")
+        starts.append(start)
+        lengths.append(length)
+    return Slice(tuple(starts), tuple(lengths))
+
+
+def slice_key(name: str, part: Slice) -> bytes:
+    """Return the table key under which a part of `name` is stored.
+
+    The key is 0, the name, the rank, then start and length of each axis, in the ordered code; a
+    whole axis is start 0 and length -1.
+    """
+    pieces = [_ordered_number(0), _ordered_text(name), _ordered_number(len(part.starts))]
+    for start, length in zip(part.starts, part.lengths, strict=True):
+        pieces.append(_ordered_signed(start))
+        pieces.append(_ordered_signed(_FULL_EXTENT if length is None else length))
+    return b"".join(pieces)
+
+
+def _ordered_number(value: int) -> bytes:
+    """Encode an unsigned number: how many bytes, then those, big-endian."""
+    size = (value.bit_length() + 7) // 8
+    return bytes([size]) + value.to_bytes(size, "big")
+
+
+def _ordered_text(text: str) -> bytes:
+    r"""Encode a string: 00 as 00 FF, FF as FF 00, and 00 01 at the end."""
+    escaped = text.encode().replace(b"\xff", b"\xff\x00").replace(b"\x00", b"\x00\xff")
+    return escaped + b"\x00\x01"
+
+
+def _ordered_signed(value: int) -> bytes:
+    """Encode a signed number: as many leading ones (for a negative one, zeros) as bytes.
+
+    With n bytes, 7n - 1 bits and the sign are left for the value; the first bit is the inverted
+    sign.
+    """
+    size = 1
+    while not -(1 << (7 * size - 1)) <= value < 1 << (7 * size - 1):
+        size += 1
+    bits = 8 * size
+    raw = value & ((1 << bits) - 1)
+    # The header is `size` equal bits and their opposite: laid over the sign's copies by xor.
+    header = ((1 << size) - 1) << (bits - size)
+    return (raw ^ header).to_bytes(size, "big")
+
+
+def encode_slice(part: Slice) -> bytes:
+    """Encode a `TensorSliceProto`."""
+    out = []
+    for start, length in zip(part.starts, part.lengths, strict=True):
+        extent = varint_field(1, start)
+        if length is not None:  # `length` is in a oneof: a 0 is written, and is not "whole axis"
+            extent += b"\x10" + write_varint(length)
+        out.append(bytes_field(1, extent))
+    return b"".join(out)
+
+
+def check_tiling(shape: Shape, parts: Sequence[Slice]) -> None:
+    """Check that parts cover a tensor of `shape` exactly: no gap, no overlap.
+
+    Raises:
+        ValueError: they do not.
+    """
+    boxes = [part.resolve(shape) for part in parts]
+    covered = sum(element_count(lengths) for _, lengths in boxes)
+    if covered != element_count(shape):
+        raise ValueError(
+            f"{len(parts)} parts hold {covered} elements, the tensor {list(shape)} has "
+            f"{element_count(shape)}"
+        )
+    varying = [
+        axis
+        for axis, full in enumerate(shape)
+        if any(lengths[axis] != full for _, lengths in boxes)
+    ]
+    if len(varying) <= 1:
+        spans = sorted(
+            (starts[axis], starts[axis] + lengths[axis])
+            for axis in varying
+            for starts, lengths in boxes
+        )
+        if any(before[1] != after[0] for before, after in pairwise(spans)):
+            raise ValueError("parts overlap")
+        return
+    if len(boxes) > _MOST_IRREGULAR_SLICES:
+        raise ValueError(f"{len(boxes)} parts along several axes")
+    for at, (starts, lengths) in enumerate(boxes):
+        for other_starts, other_lengths in boxes[:at]:
+            if all(
+                s < o + ol and o < s + n
+                for s, n, o, ol in zip(starts, lengths, other_starts, other_lengths, strict=True)
+            ):
+                raise ValueError("parts overlap")

@@ -1,0 +1,309 @@
+"""The sorted table in which both checkpoint formats keep their entries.
+
+It is LevelDB's table without filters. Sources: LevelDB's `doc/table_format.md`, TensorFlow's
+`core/lib/io/format.h`, `block_builder.cc` and `table_builder.cc`.
+
+    file    := block* metaindex-block index-block footer
+    block   := contents, type (1 byte: 0 plain, 1 snappy), masked crc32c of contents and type (4)
+    footer  := metaindex BlockHandle, index BlockHandle, zero padding to 40 bytes, magic (8)
+    BlockHandle := offset varint64, size varint64 (of the contents, without the 5-byte trailer)
+
+    contents := entry* restart* count
+    entry    := shared varint32, unshared varint32, value-size varint32, key suffix, value
+    restart  := offset of an entry whose `shared` is 0 (fixed32); count := their number (fixed32)
+
+A key is the first `shared` bytes of the key before it, then the suffix. Keys ascend bytewise. In
+the index block each entry's key is not less than every key of its block and less than every key
+of the next, and its value is that block's BlockHandle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint.checksum import crc32c, mask
+from compat_restore.checkpoint.wire import WireError, varint, write_varint
+from compat_restore.errors import CheckpointFormatError, DamagedCheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from compat_restore.checkpoint.files import ByteSource
+
+__all__ = [
+    "BLOCK_TRAILER_SIZE",
+    "FOOTER_SIZE",
+    "MAGIC",
+    "BlockHandle",
+    "TableBuilder",
+    "TableReader",
+]
+
+MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
+FOOTER_SIZE = 48
+BLOCK_TRAILER_SIZE = 5
+PLAIN, SNAPPY = 0, 1
+BLOCK_SIZE = 256 * 1024
+RESTART_INTERVAL = 16
+# A snappy stream cannot expand further than this: a copy element takes at least 3 bytes for 64.
+_SNAPPY_LARGEST_RATIO = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHandle:
+    """Where a block's contents stand: `offset` and `size` in bytes, the trailer not counted."""
+
+    offset: int
+    size: int
+
+    @classmethod
+    def decode(cls, data: bytes, position: int = 0) -> tuple[BlockHandle, int]:
+        """Return (handle, position after it).
+
+        Raises:
+            WireError: there are no two varints.
+        """
+        offset, position = varint(data, position)
+        size, position = varint(data, position)
+        return cls(offset, size), position
+
+    def encode(self) -> bytes:
+        """Return the two varints."""
+        return write_varint(self.offset) + write_varint(self.size)
+
+
+class TableReader:
+    """Reads a table: its entries in order, or one by its key; checksums are always checked."""
+
+    def __init__(self, source: ByteSource) -> None:
+        """Read the footer and the index block.
+
+        Raises:
+            CheckpointFormatError: the file does not end in a table's magic number.
+            DamagedCheckpointError: it does, and is damaged.
+        """
+        self._source = source
+        if source.size < FOOTER_SIZE:
+            raise self._damaged(f"has {source.size} bytes, fewer than a footer's {FOOTER_SIZE}")
+        footer = source.read(source.size - FOOTER_SIZE, FOOTER_SIZE)
+        if footer[-8:] != MAGIC:
+            raise CheckpointFormatError(
+                f"'{source.name}' is no checkpoint table: its last 8 bytes are {footer[-8:].hex()} "
+                f"(a table's are {MAGIC.hex()}); it is cut short, or it is another kind of file"
+            )
+        try:
+            metaindex, position = BlockHandle.decode(footer)
+            index, _ = BlockHandle.decode(footer, position)
+        except WireError as error:
+            raise self._damaged(f"has a damaged footer ({error})") from None
+        self._block(metaindex)
+        self._index: list[tuple[bytes, BlockHandle]] = []
+        for key, value in self._entries(index):
+            try:
+                handle, _ = BlockHandle.decode(value)
+            except WireError as error:
+                raise self._damaged(f"has a damaged index entry {key!r} ({error})") from None
+            self._index.append((key, handle))
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) of every entry, keys ascending.
+
+        Raises:
+            DamagedCheckpointError: a block is damaged or keys do not ascend; never a short list.
+        """
+        last: bytes | None = None
+        for bound, handle in self._index:
+            for key, value in self._entries(handle):
+                if last is not None and key <= last:
+                    raise self._damaged(f"has the key {key!r} after {last!r}: keys must ascend")
+                last = key
+                yield key, value
+            if last is not None and last > bound:
+                raise self._damaged(f"has the key {last!r} in a block that ends at {bound!r}")
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, or None if the table does not have it.
+
+        Raises:
+            DamagedCheckpointError: the block that would hold it is damaged.
+        """
+        from bisect import bisect_left
+
+        at = bisect_left(self._index, key, key=lambda entry: entry[0])
+        if at == len(self._index):
+            return None
+        for found, value in self._entries(self._index[at][1]):
+            if found == key:
+                return value
+        return None
+
+    def _damaged(self, what: str) -> DamagedCheckpointError:
+        return DamagedCheckpointError(
+            f"'{self._source.name}' {what}: the file is damaged; copy or download it again"
+        )
+
+    def _block(self, handle: BlockHandle) -> bytes:
+        """Return the contents of a block, its checksum checked, uncompressed."""
+        if handle.offset + handle.size + BLOCK_TRAILER_SIZE > self._source.size - FOOTER_SIZE:
+            raise self._damaged(
+                f"points to a block of {handle.size} bytes at {handle.offset}, past its end"
+            )
+        data = self._source.read(handle.offset, handle.size + BLOCK_TRAILER_SIZE)
+        stored = int.from_bytes(data[-4:], "little")
+        found = mask(crc32c(data[:-4]))
+        if stored != found:
+            raise self._damaged(
+                f"has a block at {handle.offset} (+{handle.size}) whose checksum is {found:08x} "
+                f"where {stored:08x} is stored"
+            )
+        kind, contents = data[-5], data[:-BLOCK_TRAILER_SIZE]
+        if kind == PLAIN:
+            return contents
+        if kind == SNAPPY:
+            return self._uncompressed(contents, handle)
+        raise self._damaged(f"has a block at {handle.offset} of the unknown compression {kind}")
+
+    def _uncompressed(self, contents: bytes, handle: BlockHandle) -> bytes:
+        import cramjam
+
+        try:
+            size, _ = varint(contents, 0)
+        except WireError:
+            size = -1
+        if not 0 <= size <= max(len(contents) * _SNAPPY_LARGEST_RATIO, 64):
+            raise self._damaged(
+                f"has a compressed block at {handle.offset} that claims to hold {size} bytes"
+            )
+        try:
+            plain = bytes(cramjam.snappy.decompress_raw(contents))
+        except cramjam.DecompressionError as error:
+            raise self._damaged(f"has a damaged snappy block at {handle.offset}: {error}") from None
+        if len(plain) != size:
+            raise self._damaged(f"has a snappy block at {handle.offset} of a false size")
+        return plain
+
+    def _entries(self, handle: BlockHandle) -> list[tuple[bytes, bytes]]:
+        data = self._block(handle)
+        try:
+            return _parse_block(data)
+        except WireError as error:
+            raise self._damaged(f"has a malformed block at {handle.offset}: {error}") from None
+
+
+def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the entries of a block's contents.
+
+    Raises:
+        WireError: it is malformed.
+    """
+    size = len(data)
+    if size < 4:
+        raise WireError(f"{size} bytes")
+    restarts = int.from_bytes(data[-4:], "little")
+    end = size - 4 - 4 * restarts
+    if end < 0:
+        raise WireError(f"{restarts} restart points in {size} bytes")
+    entries = []
+    position, key = 0, b""
+    while position < end:
+        # Nearly every header is three one-byte varints: take those without a call.
+        if (
+            position + 3 <= end
+            and (data[position] | data[position + 1] | data[position + 2]) < 0x80
+        ):
+            shared, unshared, length = data[position : position + 3]
+            position += 3
+        else:
+            shared, position = varint(data, position, end)
+            unshared, position = varint(data, position, end)
+            length, position = varint(data, position, end)
+        if shared > len(key) or unshared + length > end - position:
+            raise WireError(f"an entry at byte {position} that reaches past the block's {end}")
+        middle = position + unshared
+        key = key[:shared] + data[position:middle]
+        position = middle + length
+        entries.append((key, data[middle:position]))
+    return entries
+
+
+class TableBuilder:
+    """Writes a table: add entries with ascending keys, then `finish`.
+
+    Blocks are written uncompressed, as TensorFlow writes them.
+    """
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        """Send the bytes of the table, piece after piece, to `write`."""
+        self._write = write
+        self._offset = 0
+        self._block = _BlockBuilder(RESTART_INTERVAL)
+        self._index = _BlockBuilder(1)
+        self._last: bytes | None = None
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Add an entry.
+
+        Raises:
+            ValueError: `key` is not greater than the key before it.
+        """
+        if self._last is not None and key <= self._last:
+            raise ValueError(f"table keys must ascend: {key!r} after {self._last!r}")
+        self._last = key
+        self._block.add(key, value)
+        if self._block.size >= BLOCK_SIZE:
+            self._flush()
+
+    def finish(self) -> int:
+        """Write what is left and the footer; return the size of the table in bytes."""
+        self._flush()
+        metaindex = self._write_block(_BlockBuilder(1))
+        index = self._write_block(self._index)
+        handles = metaindex.encode() + index.encode()
+        self._write(handles.ljust(FOOTER_SIZE - len(MAGIC), b"\0") + MAGIC)
+        return self._offset + FOOTER_SIZE
+
+    def _flush(self) -> None:
+        if self._block.size and self._last is not None:
+            handle = self._write_block(self._block)
+            self._index.add(self._last, handle.encode())
+            self._block = _BlockBuilder(RESTART_INTERVAL)
+
+    def _write_block(self, block: _BlockBuilder) -> BlockHandle:
+        data = block.finish() + bytes([PLAIN])
+        handle = BlockHandle(self._offset, len(data) - 1)
+        self._write(data + mask(crc32c(data)).to_bytes(4, "little"))
+        self._offset += len(data) + 4
+        return handle
+
+
+class _BlockBuilder:
+    """One block's contents; every `interval`-th entry is a restart point with its whole key."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._pieces: list[bytes] = []
+        self._restarts: list[int] = []
+        self._count = 0
+        self._last = b""
+        self.size = 0
+
+    def add(self, key: bytes, value: bytes) -> None:
+        shared = 0
+        if self._count % self._interval == 0:
+            self._restarts.append(self.size)
+        else:
+            limit = min(len(key), len(self._last))
+            while shared < limit and key[shared] == self._last[shared]:
+                shared += 1
+        header = write_varint(shared) + write_varint(len(key) - shared) + write_varint(len(value))
+        piece = header + key[shared:] + value
+        self._pieces.append(piece)
+        self.size += len(piece)
+        self._count += 1
+        self._last = key
+
+    def finish(self) -> bytes:
+        restarts = self._restarts or [0]
+        numbers = (*restarts, len(restarts))
+        return b"".join(self._pieces) + b"".join(n.to_bytes(4, "little") for n in numbers)

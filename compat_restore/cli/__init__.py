@@ -1,0 +1,122 @@
+"""The command line: one module a verb, imported when it is called.
+
+Results go to stdout, everything else to stderr. The exit status says what happened: 0 all well,
+1 findings, 2 wrong use, 3 damaged or unsafe input, 4 a file that cannot be read or written,
+5 names, shapes or values that do not match.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from compat_restore import __version__
+from compat_restore.errors import (
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    CompatRestoreError,
+    DamagedCheckpointError,
+    OutputError,
+    PlanError,
+    PreservationError,
+    nearest,
+)
+from compat_restore.tables import escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["EXIT_STATUS", "main"]
+
+OK, FINDINGS, USAGE, DAMAGED, IO, MISMATCH = range(6)
+EXIT_STATUS = {
+    OK: "all well",
+    FINDINGS: "findings",
+    USAGE: "wrong use",
+    DAMAGED: "damaged or unsafe input",
+    IO: "a file that cannot be read or written",
+    MISMATCH: "names, shapes or values that do not match",
+}
+_VERBS = {
+    "inspect": "list what a checkpoint holds",
+    "convert": "write chosen tensors of a checkpoint to a new one",
+    "demo": "make a checkpoint, restore it in TF1 and TF2, convert it (needs TensorFlow)",
+}
+_STATUS_OF = (
+    (DamagedCheckpointError, DAMAGED),
+    (CheckpointFormatError, DAMAGED),
+    (CheckpointNotFoundError, IO),
+    (OutputError, IO),
+    (PlanError, MISMATCH),
+    (PreservationError, MISMATCH),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit status.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except CompatRestoreError as error:
+        status = next((s for kind, s in _STATUS_OF if isinstance(error, kind)), USAGE)
+        return _fail(str(error), status)
+    except BrokenPipeError:  # `| head` closed the pipe: not a fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), IO)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _top_parser()
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    if arguments[0] in _VERBS:
+        verb = importlib.import_module(f"compat_restore.cli.{arguments[0]}")
+        try:
+            status: int = verb.run(arguments[1:])
+        except SystemExit as stop:  # argparse: help (0) or wrong use (2)
+            return stop.code if isinstance(stop.code, int) else USAGE
+        return status
+    try:
+        if not arguments[0].startswith("-"):
+            near = nearest(arguments[0], list(_VERBS))
+            parser.error(
+                f"no command {arguments[0]!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; commands: {', '.join(_VERBS)}")
+            )
+        parser.parse_args(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    return USAGE
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in _VERBS.items())
+    statuses = "\n".join(f"  {status:<10}{what}" for status, what in EXIT_STATUS.items())
+    parser = argparse.ArgumentParser(
+        prog="compat-restore",
+        usage="compat-restore COMMAND ...",
+        description="Bring the weights of TensorFlow 1 checkpoints into today's code, and know "
+        "what happened to every variable.",
+        epilog=f"commands (each has --help):\n{verbs}\n\nexit status:\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"compat-restore {__version__}")
+    return parser
+
+
+def _fail(message: str, status: int) -> int:
+    lines = "\n".join(escaped(line) for line in message.splitlines())
+    sys.stderr.write(f"compat-restore: error: {lines}\n")
+    return status

@@ -1,0 +1,156 @@
+"""`compat-restore inspect`: list what a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint import open_checkpoint
+from compat_restore.cli.options import add_rule_options, rules_from
+from compat_restore.errors import UsageError
+from compat_restore.names import Role, RoleKind, sort_key
+from compat_restore.plan import plan_restore
+from compat_restore.tables import escaped, fold, format_bytes, format_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.tensors import TensorSpec
+
+__all__ = ["run"]
+
+_EXAMPLES = """examples:
+  compat-restore inspect model.ckpt
+  compat-restore inspect model.ckpt --include 'bert/encoder/.*' --drop-slots
+  compat-restore inspect run1/ --json
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """List the tensors of a checkpoint; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="compat-restore inspect",
+        description="List the tensors of a checkpoint: names, dtypes, shapes, bytes, and which are "
+        "optimizer slots or bookkeeping. Repeated layers of one shape share a row.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", help="a prefix, one of a checkpoint's files, a directory, or a SavedModel"
+    )
+    parser.add_argument("--full", action="store_true", help="a row for every tensor")
+    parser.add_argument("--json", action="store_true", help="machine-readable, every tensor")
+    add_rule_options(parser)
+    args = parser.parse_args(arguments)
+    rules = rules_from(args)
+    if rules.rename:
+        raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")
+    with open_checkpoint(args.checkpoint) as reader:
+        chosen = plan_restore(
+            reader.variables(), None, rules, roles=reader.roles(), allow_empty=True
+        )
+        wanted = {item.source for item in chosen.items}
+        if not (rules.include or rules.exclude or rules.drop_slots):
+            wanted = set(reader.variables())
+        specs = {name: spec for name, spec in reader.variables().items() if name in wanted}
+        roles = reader.roles()
+        if args.json:
+            sys.stdout.write(_as_json(reader, specs, roles))
+        else:
+            sys.stdout.write(_as_text(reader, specs, roles, full=args.full))
+    return 0
+
+
+def _as_text(
+    reader: CheckpointReader,
+    specs: Mapping[str, TensorSpec],
+    roles: Mapping[str, Role],
+    *,
+    full: bool,
+) -> str:
+    rows = [
+        (name, (str(spec.dtype), spec.summary.removeprefix(str(spec.dtype)), _remark(spec, role)))
+        for name, spec in specs.items()
+        for role in [roles[name]]
+    ]
+    folded = (
+        [(name, 1, rest) for name, rest in sorted(rows, key=lambda row: sort_key(row[0]))]
+        if full
+        else fold(rows)
+    )
+    lines = [f"{escaped(reader.path)}: {reader.format}"]
+    lines += format_table(
+        [
+            ("name", "", "dtype", "shape", ""),
+            *((name, f"x{count}" if count > 1 else "", *rest) for name, count, rest in folded),
+        ],
+        right=(1,),
+    )
+    lines += [f"note: {escaped(note)}" for note in reader.notes]
+    lines.append(_summary(specs, roles))
+    return "\n".join(lines) + "\n"
+
+
+def _remark(spec: TensorSpec, role: Role) -> str:
+    remarks = []
+    if role.kind is not RoleKind.VARIABLE:
+        remarks.append(str(role.kind))
+    if spec.slices:
+        remarks.append(f"{len(spec.slices)} parts")
+    if spec.stored_bytes is not None:
+        remarks.append(format_bytes(spec.stored_bytes))
+    return ", ".join(remarks)
+
+
+def _summary(specs: Mapping[str, TensorSpec], roles: Mapping[str, Role]) -> str:
+    """Return counts and bytes by role."""
+    counts: dict[RoleKind, tuple[int, int]] = {}
+    for name, spec in specs.items():
+        kind = roles[name].kind
+        count, size = counts.get(kind, (0, 0))
+        counts[kind] = count + 1, size + spec.nbytes
+    total = format_bytes(sum(size for _, size in counts.values()))
+    nouns = {
+        RoleKind.VARIABLE: "variables",
+        RoleKind.SLOT: "optimizer slots",
+        RoleKind.AVERAGE: "moving averages",
+        RoleKind.BOOKKEEPING: "bookkeeping",
+        RoleKind.CONTAINER: "container",
+    }
+    parts = [
+        f"{counts[kind][0]} {noun} ({format_bytes(counts[kind][1])})"
+        for kind, noun in nouns.items()
+        if kind in counts
+    ]
+    return f"{len(specs)} tensors, {total}: " + (", ".join(parts) or "none")
+
+
+def _as_json(
+    reader: CheckpointReader, specs: Mapping[str, TensorSpec], roles: Mapping[str, Role]
+) -> str:
+    import json
+
+    data = {
+        "version": 1,
+        "path": reader.path,
+        "format": reader.format,
+        "notes": list(reader.notes),
+        "tensors": [
+            {
+                "name": name,
+                "key": reader.key_of(name),
+                "full_name": spec.full_name,
+                "dtype": spec.dtype.value,
+                "shape": list(spec.known_shape),
+                "bytes": spec.nbytes,
+                "role": roles[name].kind.value,
+                "owner": roles[name].owner,
+                "slot": roles[name].slot,
+                "parts": len(spec.slices),
+            }
+            for name, spec in specs.items()
+        ],
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,83 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compat_restore.errors import RuleError, UsageError
+from compat_restore.rules import Rename, Rules
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["add_rule_options", "rules_from"]
+
+
+def add_rule_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that make up rules."""
+    group = parser.add_argument_group(
+        "rules",
+        "REGEX must match a whole name in the checkpoint: 'bert/.*' matches 'bert/pooler/bias', "
+        "'bert' does not",
+    )
+    group.add_argument(
+        "--include", metavar="REGEX", action="append", default=[], help="take these tensors alone"
+    )
+    group.add_argument(
+        "--exclude", metavar="REGEX", action="append", default=[], help="leave these out"
+    )
+    group.add_argument(
+        "--rename",
+        metavar="REGEX=NAME",
+        action="append",
+        default=[],
+        help=r"new name, with \1 for the first group; the first rename that matches decides; "
+        "'REGEX=' drops",
+    )
+    group.add_argument("--rules", metavar="FILE", help="rules from a TOML file")
+    group.add_argument(
+        "--drop-slots",
+        action="store_true",
+        help="leave out optimizer slots, moving averages and counters",
+    )
+    group.add_argument(
+        "--allow-unmatched", action="store_true", help="a rule that matches nothing is no error"
+    )
+
+
+def rules_from(args: argparse.Namespace) -> Rules:
+    """Return the rules that the options describe; those of a file come after the others'.
+
+    Raises:
+        RuleError: a rule is not valid.
+        UsageError: a rename has no "=".
+    """
+    file = Rules() if args.rules is None else Rules.from_toml(args.rules)
+    return Rules(
+        include=(*args.include, *file.include),
+        exclude=(*args.exclude, *file.exclude),
+        rename=(*map(_rename, args.rename), *file.rename),
+        transform=file.transform,
+        drop_slots=args.drop_slots or file.drop_slots,
+        allow_unmatched=args.allow_unmatched or file.allow_unmatched,
+    )
+
+
+def _rename(text: str) -> Rename:
+    """Split `REGEX=NAME` at the "=" that leaves a valid pattern before it.
+
+    `(?=...)` and `(?<=...)` contain a "=" too, and so may names: the first "=" before which the
+    pattern is valid decides.
+    """
+    pieces = text.split("=")
+    for at in range(1, len(pieces)):
+        pattern, name = "=".join(pieces[:at]), "=".join(pieces[at:])
+        try:
+            return Rules(rename=[(pattern, name or None)]).rename[0]
+        except RuleError as error:
+            last = error
+    if len(pieces) == 1:
+        raise UsageError(
+            f"--rename {text!r}: REGEX=NAME is expected, such as 'encoder/(.*)=backbone/\\1'"
+        )
+    raise last

@@ -1,0 +1,230 @@
+"""From checkpoint to checkpoint: filter, rename and transform, without model code."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint import open_checkpoint
+from compat_restore.checkpoint.bundle_writer import BundleWriter
+from compat_restore.errors import PreservationError, UsageError
+from compat_restore.names import RoleKind
+from compat_restore.plan import RestorePlan, plan_restore
+from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
+from compat_restore.rules import as_rules
+from compat_restore.tensors import digest
+from compat_restore.transforms import transformed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+
+    from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.rules import RulesLike
+    from compat_restore.tensors import TensorSpec
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    rules: RulesLike | RestorePlan = None,
+    *,
+    into: str | PathLike[str] | None = None,
+    model: Callable[[], object] | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    digests: bool = True,
+    strict: bool = False,
+    skip_mismatched: bool = False,
+    allow_empty: bool = False,
+) -> RestoreReport:
+    """Write chosen tensors of a checkpoint to a new V2 checkpoint.
+
+    Without a template, the new checkpoint is name-based: what TensorFlow 1's `Saver`, its
+    `CheckpointReader` and TensorFlow 2 read by names. Partitioned variables become whole ones.
+
+    With a template, the new checkpoint has the template's keys and, if it is object-based, its
+    object graph: `tf.train.Checkpoint(model=m).restore(destination)` restores it. Tensors go to
+    the variables of the template by full names; what the plan does not set keeps the template's
+    value.
+
+    Args:
+        source: anything that `open_checkpoint` takes.
+        destination: the prefix of the new checkpoint; missing directories are made.
+        rules: which tensors, under which names: `Rules`, a plan that was made before, an
+            assignment map, the path of a rules file, or None for all under their own names.
+        into: a template: a checkpoint of the freshly made model.
+        model: in place of a template, a function that makes the model; needs TensorFlow.
+        overwrite: replace a checkpoint that is there; it stays whole until the new one is.
+        dry_run: plan and report, and write nothing.
+        digests: read the new checkpoint back, and put a digest of each tensor into the report.
+        strict: a variable of the template that the checkpoint does not set, or a wanted tensor
+            that no variable takes, is an error.
+        skip_mismatched: leave out what differs in shape or dtype from the template.
+        allow_empty: writing no tensor of the checkpoint is no error.
+
+    Returns:
+        What became of every tensor and every variable.
+
+    Raises:
+        PlanError: names, shapes or dtypes do not fit; all faults are listed.
+        DamagedCheckpointError: a tensor's bytes are not those that were written; nothing is
+            written then.
+        OutputError: the destination exists, is the source, or cannot be written.
+    """
+    if into is not None and model is not None:
+        raise UsageError("both a template and a model function: one says what the output is like")
+    prefix = os.fspath(destination)
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_checkpoint(source))
+        template = None
+        if model is not None:
+            from compat_restore.targets.template import template_of
+
+            template = stack.enter_context(template_of(model))
+        elif into is not None:
+            template = stack.enter_context(open_checkpoint(into))
+        targets = None if template is None else template_specs(template)
+        if isinstance(rules, RestorePlan):
+            rules.check_fits(reader.variables(), targets)
+            made = rules
+        else:
+            made = plan_restore(
+                reader.variables(),
+                targets,
+                as_rules(rules),
+                roles=reader.roles(),
+                strict=strict,
+                skip_mismatched=skip_mismatched,
+                allow_empty=allow_empty,
+            )
+        _check_apart(reader, prefix)
+        if template is not None:
+            _check_apart(template, prefix)
+        found: Mapping[str, str] = {}
+        if not dry_run:
+            given = _write(made, reader, template, prefix, overwrite=overwrite, digests=digests)
+            if digests:
+                found = _read_back(made, prefix, template, given)
+        return RestoreReport(
+            target="file",
+            checkpoint=reader.path,
+            checkpoint_format=reader.format,
+            plan=made,
+            restored=tuple(
+                Restored(item=item, digest=found.get(item.target)) for item in made.items
+            ),
+            initialized=tuple(
+                Initialized(
+                    name=skip.name,
+                    dtype=skip.dtype,
+                    shape=skip.shape,
+                    reason=f"{skip.remark()}; the template's value",
+                )
+                for skip in made.missing
+            ),
+            unused=made.unused,
+            mismatched=tuple(
+                Mismatched(pair=pair, outcome="the template's value") for pair in made.mismatched
+            ),
+            output=prefix,
+            dry_run=dry_run,
+            notes=reader.notes,
+        )
+
+
+def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
+    """Return the variables of a template by name, with their keys and object paths as aliases."""
+    roles = template.roles()
+    specs = {}
+    for name, spec in template.variables().items():
+        if roles[name].kind is RoleKind.CONTAINER:
+            continue
+        key = template.key_of(name)
+        aliases = {key, key.split("/.ATTRIBUTES/")[0], spec.full_name or name}
+        specs[name] = replace(spec, aliases=tuple(sorted(aliases - {name})))
+    return specs
+
+
+def _check_apart(reader: CheckpointReader, prefix: str) -> None:
+    """Refuse to write over what is being read.
+
+    Raises:
+        UsageError: the output is an input.
+    """
+    for mine, output in ((reader.path, prefix), (f"{reader.path}.index", f"{prefix}.index")):
+        if os.path.realpath(mine) == os.path.realpath(output):
+            raise UsageError(
+                f"'{prefix}' is read from: an input is never written to; choose another name"
+            )
+
+
+def _write(
+    made: RestorePlan,
+    reader: CheckpointReader,
+    template: CheckpointReader | None,
+    prefix: str,
+    *,
+    overwrite: bool,
+    digests: bool,
+) -> dict[str, str]:
+    """Write the new bundle; return digests of what was not copied byte for byte."""
+    given = {}
+    planned = {item.target for item in made.items}
+    sources = reader.variables()
+    stored = {item.source: reader.stored(item.source) for item in made.items}
+
+    def place(source: str) -> tuple[str, int]:
+        found = stored[source]
+        return (found.source.name, found.offset) if found else ("", 0)
+
+    with BundleWriter(prefix, overwrite=overwrite) as writer:
+        for item in sorted(made.items, key=lambda item: place(item.source)):
+            key = item.target if template is None else template.key_of(item.target)
+            bytes_as_they_are = stored[item.source]
+            if bytes_as_they_are is not None and not item.transforms:
+                writer.add_stored(
+                    key, item.dtype, sources[item.source].known_shape, bytes_as_they_are
+                )
+                continue
+            value = transformed(item.transforms, reader.read(item.source))
+            if digests:
+                given[item.target] = digest(value, item.target_dtype)
+            writer.add(key, item.target_dtype, value)
+        for name, spec in (template.variables() if template else {}).items():
+            assert template is not None
+            if name in planned:
+                continue
+            kept = template.stored(name)
+            if kept is not None:
+                writer.add_stored(template.key_of(name), spec.dtype, spec.known_shape, kept)
+            else:
+                writer.add(template.key_of(name), spec.dtype, template.read(name))
+        writer.finish()
+    return given
+
+
+def _read_back(
+    made: RestorePlan, prefix: str, template: CheckpointReader | None, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the digest of each tensor that was written, read from the new files.
+
+    Raises:
+        PreservationError: one is not what was written.
+    """
+    found = {}
+    with open_checkpoint(prefix) as written:
+        for item in made.items:
+            key = item.target if template is None else template.key_of(item.target)
+            found[item.target] = digest(written.read(key), item.target_dtype)
+    changed = [name for name, value in given.items() if found[name] != value]
+    if changed:
+        raise PreservationError(
+            f"'{prefix}' does not hold what was written to it: "
+            + ", ".join(f"'{name}'" for name in changed)
+        )
+    return found

@@ -1,0 +1,115 @@
+"""The errors of compat_restore: one class a kind of fault, each also the fitting builtin.
+
+A message names its subject in quotes, what was expected, what was found, the likely cause and the
+cure. `FaultsError` carries several faults that were found together, so that nobody has to mend
+them one run at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "CheckpointFormatError",
+    "CheckpointNotFoundError",
+    "CompatRestoreError",
+    "DamagedCheckpointError",
+    "FaultsError",
+    "InitializationError",
+    "MissingDependencyError",
+    "OutputError",
+    "PlanError",
+    "PreservationError",
+    "RuleError",
+    "TargetError",
+    "TensorNotFoundError",
+    "UsageError",
+    "nearest",
+]
+
+
+class CompatRestoreError(Exception):
+    """Any error that this library raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message alone (`KeyError` would show its representation)."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class CheckpointNotFoundError(CompatRestoreError, FileNotFoundError):
+    """Nothing stands where a checkpoint was named, or a part of it is missing."""
+
+
+class CheckpointFormatError(CompatRestoreError, ValueError):
+    """What stands there is whole, as far as one can see, but it is no checkpoint that we read."""
+
+
+class DamagedCheckpointError(CompatRestoreError, ValueError):
+    """A checkpoint is cut short, altered, or contradicts itself."""
+
+
+class TensorNotFoundError(CompatRestoreError, KeyError):
+    """A tensor was asked for by a name that the checkpoint does not hold."""
+
+
+class RuleError(CompatRestoreError, ValueError):
+    """A rule, an assignment map or a rules file cannot be understood."""
+
+
+class TargetError(CompatRestoreError, ValueError):
+    """A target cannot be restored into: an unbuilt model, two variables of one name, and so on."""
+
+
+class InitializationError(CompatRestoreError, RuntimeError):
+    """Variables cannot be initialised: no initialiser, or initialisers that read each other."""
+
+
+class PreservationError(CompatRestoreError, RuntimeError):
+    """A variable does not hold the bytes that were restored into it."""
+
+
+class OutputError(CompatRestoreError, OSError):
+    """A file cannot be written where it was asked for."""
+
+
+class UsageError(CompatRestoreError, ValueError):
+    """Arguments that contradict each other, or that mean nothing."""
+
+
+class MissingDependencyError(CompatRestoreError, ImportError):
+    """An optional package is needed for what was asked."""
+
+
+class FaultsError(CompatRestoreError, ValueError):
+    """Several faults found together.
+
+    Attributes:
+        faults: one message a fault.
+    """
+
+    def __init__(self, summary: str, faults: Iterable[str]) -> None:
+        self.summary = summary
+        self.faults: tuple[str, ...] = tuple(faults)
+        lines = "".join(f"\n  - {fault}" for fault in self.faults)
+        super().__init__(f"{summary}{lines}")
+
+
+class PlanError(FaultsError):
+    """No plan can be made, or a plan does not fit, for the reasons listed."""
+
+
+def nearest(name: str, candidates: Sequence[str], count: int = 3) -> tuple[str, ...]:
+    """Return up to `count` candidates whose spelling is nearest to `name`, best first.
+
+    Names that end in the same component are preferred where there are too many to compare all.
+    """
+    from difflib import get_close_matches
+
+    tail = name.rsplit("/", 1)[-1]
+    pool: Sequence[str] = candidates
+    if len(pool) > 2000:  # get_close_matches compares letter by letter: seconds at 20,000 names
+        pool = [c for c in candidates if c.rsplit("/", 1)[-1] == tail][:2000]
+    return tuple(get_close_matches(name, pool, n=count, cutoff=0.6))

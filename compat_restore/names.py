@@ -1,0 +1,151 @@
+"""The grammar of variable names: canonical names, and which names are slots or bookkeeping.
+
+TensorFlow 1 keeps an optimizer's slots, moving averages and counters beside the weights, told
+apart by their names alone. Names lie (`dense_1/kernel_1` is a weight), so a name is taken for a
+slot only where the variable that it would belong to is there too, with the same shape.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from compat_restore.tensors import TensorSpec
+
+__all__ = ["OBJECT_GRAPH_KEY", "Role", "RoleKind", "canonical_name", "classify", "sort_key"]
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class RoleKind(str, enum.Enum):
+    """What a checkpoint's tensor is for."""
+
+    VARIABLE = "variable"
+    SLOT = "slot"
+    AVERAGE = "average"
+    BOOKKEEPING = "bookkeeping"
+    CONTAINER = "container"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a tensor is for.
+
+    Attributes:
+        kind: a variable; an optimizer's slot or a moving average of one; bookkeeping (counters,
+            powers of beta, the global step); or a part of the container itself (the object graph).
+        owner: the variable that a slot or average belongs to.
+        slot: which slot it is: `Adam_1`, `m`, `ExponentialMovingAverage`.
+    """
+
+    kind: RoleKind
+    owner: str | None = None
+    slot: str | None = None
+
+
+_VARIABLE = Role(RoleKind.VARIABLE)
+
+# Slot names that TensorFlow's optimizers, and the best known others, give. A custom optimizer's
+# slots carry the name that it was made with: recognised where it says "optimizer".
+_SLOT = re.compile(
+    r"(?:Adam|AdamW|Adamax|Nadam|AdaMax|Momentum|RMSProp|Adagrad|AdagradDA|ProximalAdagrad|Adadelta"
+    r"|Ftrl|LARS|LAMB|GradientDescent|SGD|\w*Optimizer)(?:_\d+)?"
+    r"|adam_[mv]|lamb_[mv]|(?:\w+_)?momentum|accumulator|linear|gradient_accumulator"
+    r"|vr|vc"  # Adafactor's factored moments have their own shapes and are not met here
+)
+_AVERAGE = re.compile(r"ExponentialMovingAverage(?:_\d+)?|MovingAverage|\w*EMA")
+_ZERO_DEBIAS = ("biased", "local_step")
+_BOOKKEEPING = re.compile(
+    r"(?:.*/)?(?:beta[12]_power(?:_\d+)?|global_step|local_step|global_step/\w*"
+    r"|current_loss_scale|good_steps|loss_scale|save_counter)"
+)
+_PART = re.compile(r"/part_\d+$")
+
+
+def canonical_name(name: str) -> str:
+    """Return a variable's name as checkpoints have it: without the ":0" of its output tensor."""
+    return name.removesuffix(":0")
+
+
+def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a key that sorts `layer_2` before `layer_10`."""
+    return tuple(
+        (0, int(piece), "") if piece.isdigit() and piece.isascii() else (1, 0, piece)
+        for piece in re.split(r"(\d+)", name)
+        if piece
+    )
+
+
+def classify(specs: Mapping[str, TensorSpec]) -> dict[str, Role]:
+    """Return the role of each tensor of a name-based checkpoint, by name, in the order given."""
+    return {name: _role(name, specs) for name in specs}
+
+
+def _role(name: str, specs: Mapping[str, TensorSpec]) -> Role:
+    if name == OBJECT_GRAPH_KEY:
+        return Role(RoleKind.CONTAINER)
+    scope, separator, last = name.rpartition("/")
+    if separator:
+        if _AVERAGE.fullmatch(last) and (owner := _owner(scope, name, specs)):
+            return Role(RoleKind.AVERAGE, owner, last)
+        if last in _ZERO_DEBIAS and (owner := _debiased_owner(scope, last, name, specs)):
+            return Role(RoleKind.AVERAGE, owner, last)
+        if _SLOT.fullmatch(last) and (owner := _owner(scope, name, specs)):
+            return Role(RoleKind.SLOT, owner, last)
+    if _BOOKKEEPING.fullmatch(name) and specs[name].shape == ():
+        return Role(RoleKind.BOOKKEEPING)
+    return _VARIABLE
+
+
+def _owner(scope: str, name: str, specs: Mapping[str, TensorSpec]) -> str | None:
+    """Return the variable that the slot `scope`/... belongs to, if it is there in the same shape.
+
+    Three ways in which slots were named: under the variable; under the variable in further outer
+    scopes (`train/net/w/RMSProp`, `net/net/w/Adam`); and under the variable and a cut-short copy
+    of its name (`dnn/logits/biases/ogits/biases/part_0/RMSProp`).
+    """
+    shape = specs[name].shape
+    inner = scope
+    while True:
+        for candidate in (inner, _PART.sub("", inner)):
+            found = specs.get(candidate)
+            if found is not None and candidate != name and found.shape == shape:
+                return candidate
+        _, separator, inner = inner.partition("/")
+        if not separator:
+            break
+    outer = scope
+    while True:
+        outer, separator, _ = outer.rpartition("/")
+        if not separator:
+            return None
+        found = specs.get(outer)
+        if found is not None and found.shape == shape and _repeats(scope[len(outer) + 1 :], outer):
+            return outer
+
+
+def _repeats(copy: str, variable: str) -> bool:
+    """Whether `copy`, without a partition's suffix, is the end of the variable's own name."""
+    return variable.endswith(_PART.sub("", copy))
+
+
+def _debiased_owner(
+    scope: str, last: str, name: str, specs: Mapping[str, TensorSpec]
+) -> str | None:
+    """Return the average that `X/X/average/biased` or `.../local_step` corrects."""
+    inner = scope
+    while True:
+        found = specs.get(inner)
+        if found is not None and (found.shape == specs[name].shape or last == "local_step"):
+            return inner
+        _, separator, inner = inner.partition("/")
+        if not separator:
+            return None

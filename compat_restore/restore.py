@@ -1,0 +1,379 @@
+"""Carrying a plan out: read, check, transform, assign, read back, report."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint import CheckpointReader, open_checkpoint
+from compat_restore.errors import PlanError, PreservationError, TargetError
+from compat_restore.plan import RestorePlan, plan_restore
+from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.rules import Rules, as_rules
+from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
+from compat_restore.targets.session import (
+    SessionTarget,
+    all_variables,
+    initialize_uninitialized,
+    uninitialized_variables,
+    variable_name,
+)
+from compat_restore.tensors import digest
+from compat_restore.transforms import transformed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from os import PathLike
+
+    from compat_restore.rules import RulesLike
+    from compat_restore.targets import Target
+    from compat_restore.targets.session import Session
+    from compat_restore.tensors import Array
+
+
+__all__ = ["opened", "plan", "restore_objects", "restore_session"]
+
+_BY_STRUCTURE = (
+    "restored by tf.train.Checkpoint, object by object, and compared with the checkpoint"
+)
+
+
+def restore_session(
+    session: Session,
+    checkpoint: CheckpointReader | str | PathLike[str],
+    rules: RulesLike | RestorePlan = None,
+    *,
+    variables: Iterable[object] | None = None,
+    initialize: bool = True,
+    strict: bool = False,
+    skip_mismatched: bool = False,
+    allow_empty: bool = False,
+) -> RestoreReport:
+    """Restore variables of a TF1 graph, then initialise only those that nothing has set.
+
+    No op is added to the graph, which may be finalised. Every fault of names, shapes, dtypes and
+    checksums is raised before the first variable changes.
+
+    Args:
+        session: a `tf.compat.v1.Session`.
+        checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
+        rules: which tensors, into which variables: `Rules`, a plan that was made before, a
+            TensorFlow-style assignment map, the path of a rules file, or None for all under
+            their own names.
+        variables: the variables to restore into; the graph's global variables if None.
+        initialize: initialise the global and local variables that nothing has set; otherwise they
+            are reported as kept.
+        strict: a variable that the checkpoint does not set, or a wanted tensor that no variable
+            takes, is an error.
+        skip_mismatched: leave out what differs in shape or dtype, rather than fail.
+        allow_empty: restoring nothing is no error.
+
+    Returns:
+        What became of every variable and every tensor; for the restored ones with a digest of the
+        bytes, read back from the session.
+
+    Raises:
+        PlanError: names, shapes or dtypes do not fit; all faults are listed.
+        DamagedCheckpointError: a tensor's bytes are not those that were written.
+        TargetError: a variable cannot be set.
+        InitializationError: the rest cannot be initialised; the restored variables stay restored.
+    """
+    target = SessionTarget(session, variables)
+    with opened(checkpoint) as reader:
+        made = _planned(
+            reader,
+            target,
+            rules,
+            strict=strict,
+            skip_mismatched=skip_mismatched,
+            allow_empty=allow_empty,
+        )
+        restored = _carry_out(made, reader, target)
+        unset = set(initialize_uninitialized(session) if initialize else ())
+        still_unset = set() if initialize else set(uninitialized_variables(session))
+        fresh, kept = _rest_of_session(made, session, target, unset, still_unset)
+        return RestoreReport(
+            target=target.kind,
+            checkpoint=reader.path,
+            checkpoint_format=reader.format,
+            plan=made,
+            restored=restored,
+            initialized=fresh,
+            unused=made.unused,
+            mismatched=tuple(
+                Mismatched(
+                    pair=pair,
+                    outcome="initialized"
+                    if any(variable_name(v) in unset for v in target.variables_of(pair.name))
+                    else "kept",
+                )
+                for pair in made.mismatched
+            ),
+            kept=kept,
+            notes=reader.notes,
+        )
+
+
+def restore_objects(
+    target: object,
+    checkpoint: CheckpointReader | str | PathLike[str],
+    rules: RulesLike | RestorePlan = None,
+    *,
+    match_by: str = "auto",
+    strict: bool = False,
+    skip_mismatched: bool = False,
+    allow_empty: bool = False,
+) -> RestoreReport:
+    """Restore variables of TF2 objects from a checkpoint of any kind.
+
+    Args:
+        target: a `tf.Module`, a tf_keras or Keras 3 model or layer, or a mapping or sequence of
+            variables. Variables go by their own world's names: `fc/kernel` in tf_keras, `path` in
+            Keras 3, the path of attributes in a `tf.Module`, the keys of a mapping.
+        checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
+        rules: as for `restore_session`.
+        match_by: for an object-based checkpoint, "object_path" matches by the structure of the
+            objects, "name" by the variables' full names; "auto" takes the structure where it is
+            the same, and no rules are given.
+        strict: a variable that the checkpoint does not set, or a wanted tensor that no variable
+            takes, is an error.
+        skip_mismatched: leave out what differs in shape or dtype, rather than fail.
+        allow_empty: restoring nothing is no error.
+
+    Returns:
+        What became of every variable and every tensor; for the restored ones with a digest of the
+        bytes, read back from the variables. Variables that the checkpoint does not set keep the
+        value that they were made with, and stand under `initialized`.
+
+    Raises:
+        PlanError: names, shapes or dtypes do not fit; all faults are listed.
+        DamagedCheckpointError: a tensor's bytes are not those that were written.
+        TargetError: the target has no variables, because it is not built yet, or is no target.
+    """
+    check_match_by(match_by)
+    variables = ObjectTarget(target)
+    with opened(checkpoint) as reader:
+        structure = _structure(variables, reader, rules, match_by)
+        made = _planned(
+            reader,
+            variables,
+            rules,
+            pairs=structure.pairs if structure else None,
+            strict=strict,
+            skip_mismatched=skip_mismatched,
+            allow_empty=allow_empty,
+        )
+        notes = (*reader.notes, *variables.notes)
+        if structure and _is_plain(made.rules) and not made.mismatched:
+            restored = _carry_out_by_structure(made, reader, variables, structure)
+            notes = (*notes, _BY_STRUCTURE)
+        else:
+            restored = _carry_out(made, reader, variables)
+        return RestoreReport(
+            target=variables.kind,
+            checkpoint=reader.path,
+            checkpoint_format=reader.format,
+            plan=made,
+            restored=restored,
+            initialized=tuple(
+                Initialized(
+                    name=skip.name, dtype=skip.dtype, shape=skip.shape, reason=skip.remark()
+                )
+                for skip in made.missing
+            ),
+            unused=made.unused,
+            mismatched=tuple(Mismatched(pair=pair, outcome="kept") for pair in made.mismatched),
+            notes=notes,
+        )
+
+
+def plan(
+    checkpoint: CheckpointReader | str | PathLike[str],
+    target: Target | None,
+    rules: RulesLike | RestorePlan = None,
+    *,
+    strict: bool = False,
+    skip_mismatched: bool = False,
+    allow_empty: bool = False,
+) -> RestorePlan:
+    """Return what a restore would do, without doing it.
+
+    Args:
+        checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
+        target: a `SessionTarget` or `ObjectTarget`; None for a new checkpoint that takes any name.
+        rules: as for `restore_session`.
+        strict: as for `restore_session`.
+        skip_mismatched: as for `restore_session`.
+        allow_empty: as for `restore_session`.
+
+    Raises:
+        PlanError: names, shapes or dtypes do not fit; all faults are listed.
+    """
+    with opened(checkpoint) as reader:
+        return _planned(
+            reader,
+            target,
+            rules,
+            strict=strict,
+            skip_mismatched=skip_mismatched,
+            allow_empty=allow_empty,
+        )
+
+
+@contextmanager
+def opened(checkpoint: CheckpointReader | str | PathLike[str]) -> Iterator[CheckpointReader]:
+    """Open a checkpoint for the time of a `with` statement; an open one stays open after it."""
+    if isinstance(checkpoint, CheckpointReader):
+        yield checkpoint
+        return
+    with open_checkpoint(checkpoint) as reader:
+        yield reader
+
+
+def _planned(
+    reader: CheckpointReader,
+    target: Target | None,
+    rules: RulesLike | RestorePlan,
+    *,
+    pairs: Mapping[str, str] | None = None,
+    strict: bool,
+    skip_mismatched: bool,
+    allow_empty: bool,
+) -> RestorePlan:
+    """Return the plan for a target, or the plan that was given in place of rules, if it fits."""
+    targets = None if target is None else target.specs()
+    if isinstance(rules, RestorePlan):
+        rules.check_fits(reader.variables(), targets)
+        return rules
+    return plan_restore(
+        reader.variables(),
+        targets,
+        as_rules(rules),
+        roles=reader.roles(),
+        pairs=pairs,
+        strict=strict,
+        skip_mismatched=skip_mismatched,
+        allow_empty=allow_empty,
+    )
+
+
+def _carry_out(made: RestorePlan, reader: CheckpointReader, target: Target) -> tuple[Restored, ...]:
+    """Assign what is planned, and compare what the target then holds with what it was given."""
+    if not target.collects:
+        # Values are assigned as they come: nothing may turn out to be damaged on the way.
+        reader.verify({item.source: None for item in made.items})
+    given: dict[str, str] = {}
+
+    def values() -> Iterator[tuple[str, Array]]:
+        for item in made.items:
+            value = transformed(item.transforms, reader.read(item.source))
+            given[item.target] = digest(value, item.target_dtype)
+            yield item.target, value
+
+    target.assign(values())
+    return _read_back(made, target, given)
+
+
+def _carry_out_by_structure(
+    made: RestorePlan, reader: CheckpointReader, target: ObjectTarget, structure: Structure
+) -> tuple[Restored, ...]:
+    """Let TensorFlow restore objects of the same structure, and see what it has restored."""
+    given = {
+        item.target: digest(reader.read(item.source), item.target_dtype) for item in made.items
+    }
+    target.restore_structure(reader.path, structure)
+    return _read_back(made, target, given)
+
+
+def _read_back(made: RestorePlan, target: Target, given: Mapping[str, str]) -> tuple[Restored, ...]:
+    """Read what the target holds.
+
+    Raises:
+        PreservationError: it is not what it was given.
+    """
+    dtypes = {item.target: item.target_dtype for item in made.items}
+    found = {name: digest(value, dtypes[name]) for name, value in target.read(dtypes)}
+    changed = [name for name in dtypes if found[name] != given[name]]
+    if changed:
+        raise PreservationError(
+            f"{len(changed)} variables do not hold what was restored into them: "
+            + ", ".join(f"'{name}'" for name in changed[:10])
+            + "; does something assign to them at the same time?"
+        )
+    return tuple(Restored(item=item, digest=found[item.target]) for item in made.items)
+
+
+def _structure(
+    target: ObjectTarget, reader: CheckpointReader, rules: RulesLike | RestorePlan, match_by: str
+) -> Structure | None:
+    """Return the structure to match by, None to match by names.
+
+    Raises:
+        PlanError: places and names contradict each other.
+        TargetError: matching by structure was asked for, and nothing corresponds.
+    """
+    if match_by == "name" or isinstance(rules, RestorePlan):
+        return None
+    structure = target.structure(reader)
+    if match_by == "object_path":
+        if structure is None:
+            raise TargetError(
+                f"match_by='object_path': no object of the target corresponds to one of checkpoint "
+                f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
+            )
+        return structure
+    if structure is None or not structure.complete or not _is_plain(as_rules(rules)):
+        return None
+    if structure.conflicts:
+        raise PlanError(
+            "the structure of the objects and the names of the variables contradict each other; "
+            "say which is right with match_by='name' or match_by='object_path':",
+            [
+                f"'{name}' of the checkpoint stands where '{target_name}' stands in the target, "
+                f"which has a '{name}' too"
+                for name, target_name in structure.conflicts
+            ],
+        )
+    return structure
+
+
+def _is_plain(rules: Rules) -> bool:
+    """Whether rules choose everything, under its own name."""
+    return not (rules.include or rules.exclude or rules.rename or rules.transform) and (
+        not rules.drop_slots
+    )
+
+
+def _rest_of_session(
+    made: RestorePlan, session: Session, target: SessionTarget, fresh: set[str], unset: set[str]
+) -> tuple[tuple[Initialized, ...], tuple[Kept, ...]]:
+    """Return what became of the variables that the checkpoint did not set.
+
+    Args:
+        made: the plan.
+        session: the session.
+        target: the variables that were planned for.
+        fresh: the graph's variables that were initialised after the restore.
+        unset: the graph's variables that are still not initialised.
+    """
+    planned = {item.target for item in made.items} | {pair.name for pair in made.mismatched}
+    remarks = {skip.name: skip.remark() for skip in made.missing}
+    everything = SessionTarget(session, all_variables(session))
+    initialized, kept = [], []
+    for scope in (target, everything):
+        for name, spec in scope.specs().items():
+            if name in planned:
+                continue
+            planned.add(name)
+            parts = [variable_name(variable) for variable in scope.variables_of(name)]
+            reason = remarks.get(name, "not among the variables to restore")
+            if any(part in fresh for part in parts):
+                initialized.append(
+                    Initialized(name=name, dtype=spec.dtype, shape=spec.shape, reason=reason)
+                )
+            else:
+                state = "not initialised" if any(part in unset for part in parts) else "set before"
+                kept.append(
+                    Kept(name=name, dtype=spec.dtype, shape=spec.shape, reason=f"{reason}; {state}")
+                )
+    return tuple(initialized), tuple(kept)

@@ -1,0 +1,400 @@
+"""The TF2 target: variables of objects (tf_keras, Keras 3, `tf.Module`, mappings of variables).
+
+Nothing is imported here: an object's framework is in `sys.modules` if the object exists. So Keras 3
+models work on any of its backends, with or without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, cast
+
+from compat_restore.errors import TargetError, UsageError
+from compat_restore.names import canonical_name
+from compat_restore.tensors import TensorSpec, dtype_of, numpy_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.tensors import Array
+
+__all__ = ["MATCH_BY", "ObjectTarget", "Structure"]
+
+MATCH_BY = ("auto", "name", "object_path")
+
+
+class _Variable(Protocol):
+    """A `tf.Variable` or a Keras 3 variable, as far as it is used here."""
+
+    name: str
+    shape: object
+    dtype: object
+
+    def assign(self, value: object) -> object: ...
+
+    def numpy(self) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A variable, the name that rules use, and other names for it."""
+
+    variable: _Variable
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """How the objects of a target and those of an object-based checkpoint correspond.
+
+    Attributes:
+        pairs: target variable by the name of the checkpoint's variable (or its key).
+        root: the object that the target is in the checkpoint: "" for its root, or the name of a
+            child of that.
+        conflicts: pairs whose names say something else than their places: (name in the
+            checkpoint, variable in the same place).
+        complete: every variable of the target has its pair.
+    """
+
+    pairs: Mapping[str, str]
+    root: str
+    conflicts: tuple[tuple[str, str], ...]
+    complete: bool
+
+
+class ObjectTarget:
+    """The variables of TF2 objects, by the names of their own world."""
+
+    kind = "objects"
+    collects = False
+
+    def __init__(self, target: object) -> None:
+        """Describe the variables of `target`.
+
+        Raises:
+            TargetError: it has no variables (is it built?), or is nothing that has variables.
+        """
+        self._target = target
+        self.notes: tuple[str, ...] = _unbuilt_note(target)
+        self._variables: dict[str, _Variable] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        for entry in _told_apart(_collect(target), target):
+            _check_eager(entry)
+            self._variables[entry.name] = entry.variable
+            self._specs[entry.name] = TensorSpec(
+                entry.name,
+                dtype_of(entry.variable.dtype),
+                _shape(entry.variable),
+                aliases=entry.aliases,
+            )
+        if not self._variables:
+            raise TargetError(_empty_message(target))
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Return the spec of each variable by its name."""
+        return self._specs
+
+    def assign(self, values: Iterable[tuple[str, Array]]) -> None:
+        """Set variables one after another."""
+        for name, value in values:
+            self._variables[name].assign(value)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+        """Yield (name, value) of variables, in the order given."""
+        import numpy as np
+
+        for name in names:
+            value = self._variables[name].numpy()
+            if isinstance(value, bytes):
+                value = np.asarray(value, dtype=object)
+            array = np.asarray(value)
+            kind = numpy_dtype(self._specs[name].dtype)
+            yield name, array if array.dtype == kind else array.view(kind)
+
+    # -- object-based checkpoints ----------------------------------------------------------------
+
+    def structure(self, reader: CheckpointReader) -> Structure | None:
+        """Return how the target's objects correspond to those of an object-based checkpoint.
+
+        The target is looked for at the checkpoint's root and as each child of the root; the place
+        where most variables correspond is taken. The two graphs are walked side by side by the
+        names of their edges, as `tf.train.Checkpoint.restore` does.
+
+        Returns:
+            None if the checkpoint is name-based, the target is no trackable object, or nothing
+            corresponds.
+        """
+        from compat_restore.checkpoint.bundle import BundleReader
+
+        graph = reader.graph if isinstance(reader, BundleReader) else None
+        if graph is None or not _is_trackable(self._target):
+            return None
+        names = {id(_resource(v)): name for name, v in self._variables.items()}
+        source_names = {reader.key_of(name): name for name in reader.variables()}
+        best: Structure | None = None
+        for root, node in [("", 0), *graph.children().items()]:
+            pairs: dict[str, str] = {}
+            for number, found in _walk(self._target, graph.children, node):
+                key, name = graph.key_of_node(number), names.get(id(_resource(found)))
+                if key in source_names and name is not None:
+                    pairs[source_names[key]] = name
+            if pairs and (best is None or len(pairs) > len(best.pairs)):
+                specs = reader.variables()
+                conflicts = tuple(
+                    (full_name, target)
+                    for source, target in pairs.items()
+                    if (full_name := specs[source].full_name)
+                    and full_name != target
+                    and full_name in self._specs
+                )
+                complete = len(set(pairs.values())) == len(self._variables)
+                best = Structure(pairs, root, conflicts, complete)
+        return best
+
+    def restore_structure(self, prefix: str, structure: Structure) -> None:
+        """Restore through `tf.train.Checkpoint(...).restore(...).expect_partial()`."""
+        import tensorflow as tf
+
+        if structure.root:
+            checkpoint = tf.train.Checkpoint(**{structure.root: self._target})
+        else:
+            checkpoint = tf.train.Checkpoint(self._target)
+        checkpoint.restore(prefix).expect_partial()
+
+
+def _collect(target: object) -> list[_Named]:
+    """Return the variables of a target with their names.
+
+    Raises:
+        TargetError: it is nothing that has variables.
+    """
+    if isinstance(target, Mapping):
+        for name, variable in target.items():
+            if not isinstance(name, str) or not _is_variable(variable):
+                raise TargetError(
+                    f"a mapping of names to variables is expected, not of {name!r} to "
+                    f"{type(variable).__name__}"
+                )
+        return [_Named(variable, name) for name, variable in target.items()]
+    if _is_variable(target):
+        raise TargetError("a single variable: pass a mapping of names to variables")
+    if isinstance(target, list | tuple):
+        if not all(_is_variable(variable) for variable in target):
+            raise TargetError("a sequence of variables is expected")
+        return [_Named(variable, _own_name(variable)) for variable in _unique(target)]
+    if not _is_keras(target) and _is_trackable(target):
+        return _collect_trackable(target)
+    variables = getattr(target, "variables", None)
+    if callable(variables):  # older optimizers
+        variables = variables()
+    if not isinstance(variables, list | tuple):
+        raise TargetError(
+            f"{type(target).__name__} has no variables that could be restored; a tf.Module, a "
+            "tf_keras or Keras 3 model, or a mapping of names to variables is expected"
+        )
+    prefix = f"{getattr(target, 'name', '')}/"
+    return [
+        _Named(variable, name, _short_names(name, prefix))
+        for variable in _unique(variables)
+        for name in [_own_name(variable)]
+    ]
+
+
+def _collect_trackable(target: object) -> list[_Named]:
+    """Return the variables of a `tf.Module` or another trackable object, by attribute paths."""
+    found: dict[int, _Named] = {}
+    for path, node in _paths(target):
+        if _is_variable(node) and id(node) not in found:
+            aliases = (".".join(path), _own_name(node))
+            name = "/".join(path)
+            found[id(node)] = _Named(
+                cast("_Variable", node), name, tuple(a for a in aliases if a != name)
+            )
+    # What hides in containers that are not tracked still belongs to the module.
+    for variable in _unique(getattr(target, "variables", ())):
+        if id(variable) not in found:
+            found[id(variable)] = _Named(variable, _own_name(variable))
+    return list(found.values())
+
+
+def _told_apart(entries: list[_Named], target: object) -> list[_Named]:
+    """Return the entries with names of their own: variables of one name go by object paths.
+
+    The shared name stays as an alias of each, so that a tensor of that name is told as ambiguous
+    rather than restored into one of them, or into all.
+    """
+    times: dict[str, int] = {}
+    for entry in entries:
+        times[entry.name] = times.get(entry.name, 0) + 1
+    if len(times) == len(entries):
+        return entries
+    paths: dict[int, str] = {}
+    if _is_trackable(target):
+        for path, node in _paths(target):
+            paths.setdefault(id(_resource(node)), "/".join(path))
+    used = {entry.name for entry in entries if times[entry.name] == 1}
+    told = []
+    for number, entry in enumerate(entries):
+        if times[entry.name] == 1:
+            told.append(entry)
+            continue
+        name = paths.get(id(_resource(entry.variable)), "")
+        if not name or name in used:
+            name = f"{entry.name}#{number}"
+        used.add(name)
+        told.append(replace(entry, name=name, aliases=(entry.name, *entry.aliases)))
+    return told
+
+
+def _paths(root: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield (path of attribute names, object) for every tracked object, nearest first."""
+    children = _children_function()
+    seen = {id(root)}
+    waiting: list[tuple[tuple[str, ...], object]] = [((), root)]
+    for path, node in waiting:
+        if path:
+            yield path, node
+        if _is_variable(node):
+            continue
+        for name, child in children(node).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(((*path, name), child))
+
+
+def _walk(
+    root: object, saved_children: _ChildrenOfNode, start: int
+) -> Iterator[tuple[int, object]]:
+    """Yield (saved node, object) for all that can be reached by the same names on both sides."""
+    children = _children_function()
+    seen = {start}
+    waiting = [(start, root)]
+    for node, found in waiting:
+        yield node, found
+        if _is_variable(found) and not _is_keras(found):
+            continue
+        there = children(found)
+        for name, child in saved_children(node).items():
+            if name in there and child not in seen:
+                seen.add(child)
+                waiting.append((child, there[name]))
+
+
+class _ChildrenOfNode(Protocol):
+    def __call__(self, node: int = 0) -> Mapping[str, int]: ...
+
+
+class _ChildrenOfObject(Protocol):
+    def __call__(self, node: object) -> Mapping[str, object]: ...
+
+
+def _children_function() -> _ChildrenOfObject:
+    """Return TensorFlow's own view of the objects that an object tracks."""
+    view = sys.modules["tensorflow"].train.TrackableView
+
+    def children(node: object) -> Mapping[str, object]:
+        found: Mapping[str, object] = view.children(node)
+        return found
+
+    return children
+
+
+def _resource(variable: object) -> object:
+    """Return the `tf.Variable` below a Keras 3 variable, which is what checkpoints track."""
+    below = getattr(variable, "_value", None) if _is_keras3_variable(variable) else None
+    return variable if below is None else below
+
+
+def _is_keras3_variable(value: object) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and hasattr(keras, "Variable") and isinstance(value, keras.Variable)
+
+
+def _is_variable(value: object) -> bool:
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(value, tensorflow.Variable):
+        return True
+    return _is_keras3_variable(value)
+
+
+def _is_keras(target: object) -> bool:
+    """Whether an object belongs to Keras, whichever; its variables have names of their own."""
+    return any(
+        cls.__module__.split(".")[0] in ("keras", "tf_keras") for cls in type(target).__mro__
+    )
+
+
+def _is_trackable(target: object) -> bool:
+    """Whether an object is one that TensorFlow's checkpoints track."""
+    return "tensorflow" in sys.modules and hasattr(target, "_trackable_children")
+
+
+def _own_name(variable: object) -> str:
+    """Return a variable's name in its own world: a Keras 3 variable's path, or its name."""
+    path = getattr(variable, "path", None)
+    return canonical_name(str(path or getattr(variable, "name", "")))
+
+
+def _short_names(name: str, prefix: str) -> tuple[str, ...]:
+    """Return a name without its model's, and its last two parts: layer and variable."""
+    short = {name.removeprefix(prefix), "/".join(name.split("/")[-2:])}
+    return tuple(sorted(short - {name}))
+
+
+def _unique(variables: Iterable[object]) -> list[_Variable]:
+    return list({id(v): cast("_Variable", v) for v in variables}.values())
+
+
+def _shape(variable: _Variable) -> tuple[int | None, ...] | None:
+    shape = variable.shape
+    if getattr(shape, "rank", 0) is None:
+        return None
+    return tuple(None if dim is None else int(dim) for dim in shape)  # type: ignore[attr-defined]
+
+
+def _check_eager(entry: _Named) -> None:
+    if hasattr(entry.variable, "graph"):
+        raise TargetError(
+            f"variable '{entry.name}' belongs to a TF1 graph; restore it in its session, with "
+            "restore_session"
+        )
+
+
+def _unbuilt_layers(target: object) -> list[str]:
+    """Return the names of the layers of a Keras object that are not built yet."""
+    flatten = getattr(target, "_flatten_layers", None)
+    if not _is_keras(target) or flatten is None:
+        return []
+    return [str(layer.name) for layer in flatten() if not getattr(layer, "built", True)]
+
+
+def _unbuilt_note(target: object) -> tuple[str, ...]:
+    layers = [n for n in _unbuilt_layers(target) if n != getattr(target, "name", None)]
+    if not layers:
+        return ()
+    shown = ", ".join(f"'{name}'" for name in layers[:5]) + (" ..." if len(layers) > 5 else "")
+    return (f"not built, and so without variables as yet: {shown}",)
+
+
+def _empty_message(target: object) -> str:
+    kind = type(target).__name__
+    if _is_keras(target) and _unbuilt_layers(target):
+        return (
+            f"{kind} '{getattr(target, 'name', '')}' has no variables yet, because it is not "
+            "built; call it on data once, or build it with .build(input_shape), then restore"
+        )
+    return f"{kind} has no variables; is it built, and are its variables attributes of it?"
+
+
+def check_match_by(match_by: str) -> None:
+    """Raise unless `match_by` is one of `MATCH_BY`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if match_by not in MATCH_BY:
+        raise UsageError(f"match_by={match_by!r}; one of {', '.join(MATCH_BY)} is expected")
