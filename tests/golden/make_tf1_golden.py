@@ -5,7 +5,9 @@
 Each folder holds one checkpoint, `model.ckpt` (`ckpt-1` where it is object-based), and a
 `truth.json`: name -> dtype, shape, and the SHA-1 of the values' little-endian bytes in C order (of
 a string tensor: of its elements joined with a NUL). The truth is what the session held when it
-saved, not what a reader of checkpoints made of the files. `VERSION` says what wrote them.
+saved, not what a reader of checkpoints made of the files (`object_based`: what TensorFlow's reader
+made of them, the layers' and slots' values checked against the objects). `VERSION` says what wrote
+them.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import zlib
 
@@ -70,7 +73,7 @@ def seeded(name):
 
     def initialise(shape, dtype=None, partition_info=None):
         offset = [] if partition_info is None else partition_info.var_offset
-        state = np.random.RandomState(zlib.crc32(("%s%s" % (name, list(offset))).encode()))
+        state = np.random.RandomState(zlib.crc32((f"{name}{list(offset)}").encode()))
         return tf.constant(state.standard_normal(shape), dtype or tf.float32)
 
     return initialise
@@ -118,7 +121,7 @@ def make_partitioned():
             named[name] = joined(parts, axes[name])
             for slot, suffix in (("m", "Adam"), ("v", "Adam_1")):
                 slots = [optimizer.get_slot(part, slot) for part in parts]
-                named["%s/%s" % (name, suffix)] = joined(slots, axes[name])
+                named[f"{name}/{suffix}"] = joined(slots, axes[name])
         for name in ("beta1_power", "beta2_power"):
             named[name] = next(v for v in tf.global_variables() if v.op.name == name)
         save(fresh("partitioned"), session, V2, named)
@@ -130,8 +133,8 @@ def make_sharded():
     config = tf.ConfigProto(device_count={"CPU": 3})
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         for number in range(6):
-            with tf.device("/cpu:%d" % (number % 3)):
-                name = "layer_%d/w" % number
+            with tf.device(f"/cpu:{number % 3}"):
+                name = f"layer_{number}/w"
                 tf.get_variable(name, (number + 1, 3), initializer=seeded(name))
         session.run(tf.global_variables_initializer())
         named = {v.op.name: v for v in tf.global_variables()}
@@ -139,10 +142,28 @@ def make_sharded():
         save(fresh("sharded_v1"), session, V1, named, sharded=True)
 
 
-NUMBERS = (
-    "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
-    "complex64 complex128 qint8 quint8 qint16 quint16 qint32"
-).split()
+NUMBERS = [
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+    "complex64",
+    "complex128",
+    "qint8",
+    "quint8",
+    "qint16",
+    "quint16",
+    "qint32",
+]
 NOT_IN_V1 = ("bfloat16", "uint32", "uint64", "qint16", "quint16")
 SHAPES = {"scalar": (), "vector": (5,), "matrix": (2, 3), "empty": (0, 4), "empty_mid": (2, 0, 3)}
 QUANTISED = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
@@ -189,7 +210,7 @@ def make_dtypes():
                 tensor = tf.constant(typed_values(random, dtype, shape), held, shape)
                 if held != dtype:
                     tensor = tf.bitcast(tensor, tf.as_dtype(dtype))
-                tensors["%s/%s" % (dtype, shape_name)] = tensor
+                tensors[f"{dtype}/{shape_name}"] = tensor
         for name, value in strings().items():
             tensors[name] = tf.constant(value, tf.string, value.shape)
         special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, np.finfo(np.float32).max]
@@ -216,7 +237,7 @@ def make_dtypes():
 
 def make_object_based():
     """Write `object_based`: a tf.keras model and its Adam, by tf.train.Checkpoint, keys as truth."""
-    tf.compat.v1.enable_v2_behavior()
+    tf.enable_v2_behavior()
     tf.compat.v2.random.set_seed(1)
     model = tf.keras.Sequential([
         tf.keras.layers.Dense(4, input_shape=(3,), name="fc1"),
@@ -245,10 +266,10 @@ def make_object_based():
     for scope, layer in held.items():
         for attribute in ("kernel", "bias"):
             variable = getattr(layer, attribute)
-            key = "%s/%s" % (scope, attribute)
+            key = f"{scope}/{attribute}"
             assert rows[key + suffix] == row("float32", variable.numpy()), key
             for slot in ("m", "v"):
-                key_of_slot = "%s/.OPTIMIZER_SLOT/optimizer/%s%s" % (key, slot, suffix)
+                key_of_slot = f"{key}/.OPTIMIZER_SLOT/optimizer/{slot}{suffix}"
                 value = optimizer.get_slot(variable, slot).numpy()
                 assert rows[key_of_slot] == row("float32", value), key_of_slot
     write_truth(path, rows)
@@ -257,20 +278,22 @@ def make_object_based():
 def main():
     """Write all of them."""
     if tf.__version__ != WANTED or sys.byteorder != "little":
-        sys.exit("this is TensorFlow %s on a %s-endian machine; %s on a little-endian one is wanted"
-                 % (tf.__version__, sys.byteorder, WANTED))  # fmt: skip
+        sys.exit(f"this is TensorFlow {tf.__version__} on a {sys.byteorder}-endian machine; {WANTED} on a little-endian one is wanted")  # fmt: skip
     make_plain()
     make_partitioned()
     make_sharded()
     make_dtypes()
-    make_object_based()
+    # Eager execution can only be switched on in a process that has built no graph.
+    subprocess.check_call([sys.executable, os.path.abspath(__file__), "object_based"])
     for folder, _, names in os.walk(HERE):
         if "checkpoint" in names:
             os.unlink(os.path.join(folder, "checkpoint"))  # it names a path of this machine
     with open(os.path.join(HERE, "VERSION"), "w") as file:
-        file.write("TensorFlow %s, NumPy %s, Python %s\n"
-                   % (tf.__version__, np.__version__, platform.python_version()))  # fmt: skip
+        file.write(f"TensorFlow {tf.__version__}, NumPy {np.__version__}, Python {platform.python_version()}\n")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["object_based"]:
+        make_object_based()
+    else:
+        main()
