@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
 from compat_restore.errors import PlanError, PreservationError, TargetError
+from compat_restore.names import sort_key
 from compat_restore.plan import RestorePlan, plan_restore
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
 from compat_restore.rules import Rules, as_rules
@@ -376,4 +377,7 @@ def _rest_of_session(
                 kept.append(
                     Kept(name=name, dtype=spec.dtype, shape=spec.shape, reason=f"{reason}; {state}")
                 )
-    return tuple(initialized), tuple(kept)
+    return (
+        tuple(sorted(initialized, key=lambda entry: sort_key(entry.name))),
+        tuple(sorted(kept, key=lambda entry: sort_key(entry.name))),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
@@ -17,7 +18,7 @@ from compat_restore.names import canonical_name
 from compat_restore.transforms import Transform, transform_from_dict, transform_to_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from os import PathLike
 
     Replacement: TypeAlias = str | tuple[str, ...] | None
@@ -115,8 +116,8 @@ class Rules:
         renames = rename.items() if isinstance(rename, AnyMapping) else rename
         transforms = transform.items() if isinstance(transform, AnyMapping) else transform
         put = object.__setattr__
-        put(self, "include", (include,) if isinstance(include, str) else tuple(include))
-        put(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(exclude))
+        put(self, "include", _patterns("include", include))
+        put(self, "exclude", _patterns("exclude", exclude))
         put(self, "rename", tuple(_rename(entry) for entry in renames))
         put(self, "transform", tuple(_transform_rule(entry) for entry in transforms))
         put(self, "drop_slots", drop_slots)
@@ -125,21 +126,25 @@ class Rules:
 
     def _check(self) -> None:
         faults = []
-        for pattern in (
+        patterns: tuple[object, ...] = (
             *self.include,
             *self.exclude,
             *(rule.pattern for rule in self.rename),
             *(rule.pattern for rule in self.transform),
-        ):
+        )
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                faults.append(f"the pattern {pattern!r} is no text; write it as a string")
+                continue
             try:
                 compiled(pattern)
-            except (re.error, TypeError, RecursionError) as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 faults.append(
                     f"{pattern!r} is no regular expression: {error}; a literal name is written "
                     "with re.escape"
                 )
         for rule in self.rename:
-            if isinstance(rule.to, str | tuple):
+            if isinstance(rule.pattern, str) and isinstance(rule.to, str | tuple):
                 faults += _replacement_faults(rule)
         if faults:
             raise InvalidRulesError("the rules are not valid:", faults)
@@ -184,6 +189,12 @@ class Rules:
             RuleError: a key or value cannot be understood; a scope is mapped to a single name.
         """
         include, rename = [], []
+        for key in assignment_map:
+            if not isinstance(key, str):
+                raise RuleError(
+                    f"assignment map: the key {key!r} is no name; the keys are names in the "
+                    "checkpoint, the values variables or their names"
+                )
         for key, value in sorted(assignment_map.items(), key=lambda item: -len(item[0])):
             target = _assigned_name(key, value)
             if key.endswith("/"):
@@ -336,18 +347,28 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return found
 
 
+def _patterns(kind: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    if isinstance(patterns, Iterable):
+        return tuple(patterns)
+    raise RuleError(f"{kind}: a pattern or a list of patterns is expected, not {patterns!r}")
+
+
 def _rename(entry: Rename | tuple[str, str | Iterable[str] | None]) -> Rename:
     if isinstance(entry, Rename):
         return entry
-    try:
-        pattern, to = entry
-    except (TypeError, ValueError):
-        raise RuleError(
-            f"rename {entry!r}: a pair (pattern, new name) is expected, None as new name drops"
-        ) from None
+    pattern, to = _pair("rename", entry, "a pair (pattern, new name)")
     if to is None or isinstance(to, str):
         return Rename(pattern, to)
-    return Rename(pattern, tuple(to))
+    if isinstance(to, Iterable):
+        names = tuple(to)
+        if all(isinstance(name, str) for name in names):
+            return Rename(pattern, names)
+    raise RuleError(
+        f"rename {pattern!r}: the new name is {to!r}; a name, a list of names, or None, which "
+        "drops the tensor, is expected"
+    )
 
 
 def _transform_rule(
@@ -357,23 +378,37 @@ def _transform_rule(
 
     if isinstance(entry, TransformRule):
         return entry
-    pattern, transforms = entry
-    if isinstance(transforms, Transpose | Reshape | Cast):
-        return TransformRule(pattern, (transforms,))
-    return TransformRule(pattern, tuple(transforms))
+    pattern, steps = _pair("transform", entry, "a pair (pattern, transform)")
+    if isinstance(steps, Transpose | Reshape | Cast):
+        return TransformRule(pattern, (steps,))
+    if isinstance(steps, Iterable):
+        transforms = tuple(steps)
+        if all(isinstance(step, Transpose | Reshape | Cast) for step in transforms):
+            return TransformRule(pattern, transforms)
+    raise RuleError(
+        f"transform {pattern!r}: {steps!r} is no transform; Transpose, Reshape or Cast, or a list "
+        "of them, is expected"
+    )
+
+
+def _pair(kind: str, entry: object, expected: str) -> tuple[str, object]:
+    """Return the two halves of a rule; a string is none, though it may have two letters."""
+    if isinstance(entry, list | tuple) and len(entry) == 2:
+        return entry[0], entry[1]
+    raise RuleError(f"{kind} {entry!r}: {expected} is expected, in a list or a mapping")
 
 
 def _replacement_faults(rule: Rename) -> list[str]:
     try:
         groups = compiled(rule.pattern).groups
-    except (re.error, TypeError, RecursionError):
+    except (re.error, RecursionError, OverflowError):
         return []  # told already
     replacements = (rule.to,) if isinstance(rule.to, str) else rule.to or ()
     faults = []
     for text in replacements:
         try:
-            # A pattern's template is checked against the groups that the pattern has.
-            re.compile(f"(?:{rule.pattern})|").sub(text, "")
+            # `sub` checks its template against the groups of the pattern before it searches.
+            compiled(rule.pattern).sub(text, "")
         except (re.error, IndexError) as error:
             faults.append(
                 f"rename {rule.pattern!r}: the new name {text!r} is not valid: {error} (the "
@@ -391,8 +426,6 @@ def _literal_replacement(text: str) -> str:
 
 def _assigned_name(key: str, value: object) -> str:
     """Return the name that a value of an assignment map stands for."""
-    if not isinstance(key, str):
-        raise RuleError(f"assignment map: the key {key!r} is no name; the checkpoint's names are")
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and value:

@@ -51,15 +51,20 @@ def format_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> li
     Args:
         rows: each of the same number of cells; control characters are escaped.
         right: the columns to align on the right.
+
+    A column that is empty in every row is left out.
     """
     cells = [[escaped(cell) for cell in row] for row in rows]
     if not cells:
         return []
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    shown = [column for column in range(len(cells[0])) if any(row[column] for row in cells)]
+    widths = {column: max(len(row[column]) for row in cells) for column in shown}
     return [
         "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            row[column].rjust(widths[column])
+            if column in right
+            else row[column].ljust(widths[column])
+            for column in shown
         ).rstrip()
         for row in cells
     ]

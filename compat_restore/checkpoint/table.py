@@ -94,9 +94,11 @@ class TableReader:
             )
         try:
             metaindex, position = BlockHandle.decode(footer)
-            index, _ = BlockHandle.decode(footer, position)
+            index, position = BlockHandle.decode(footer, position)
         except WireError as error:
             raise self._damaged(f"has a damaged footer ({error})") from None
+        if footer[position:-8].strip(b"\0"):
+            raise self._damaged("has a damaged footer (its padding is not zero)")
         self._block(metaindex)
         self._index: list[tuple[bytes, BlockHandle]] = []
         for key, value in self._entries(index):

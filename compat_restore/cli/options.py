@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from compat_restore.errors import RuleError, UsageError
-from compat_restore.rules import Rename, Rules
+from compat_restore.errors import UsageError
+from compat_restore.rules import Rename, Rules, compiled
 
 if TYPE_CHECKING:
     import argparse
@@ -73,11 +74,12 @@ def _rename(text: str) -> Rename:
     for at in range(1, len(pieces)):
         pattern, name = "=".join(pieces[:at]), "=".join(pieces[at:])
         try:
-            return Rules(rename=[(pattern, name or None)]).rename[0]
-        except RuleError as error:
-            last = error
+            compiled(pattern)
+        except (re.error, RecursionError, OverflowError):
+            continue
+        return Rules(rename=[(pattern, name or None)]).rename[0]
     if len(pieces) == 1:
         raise UsageError(
             f"--rename {text!r}: REGEX=NAME is expected, such as 'encoder/(.*)=backbone/\\1'"
         )
-    raise last
+    return Rules(rename=[(pieces[0], "=".join(pieces[1:]))]).rename[0]  # says what is wrong
