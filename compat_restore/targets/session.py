@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from compat_restore.errors import InitializationError, TargetError
 from compat_restore.names import canonical_name
-from compat_restore.tensors import Slice, TensorSpec, dtype_of, numpy_dtype
+from compat_restore.tensors import Slice, TensorSpec, dtype_of, element_count, numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,6 +139,7 @@ class SessionTarget:
                     f"variable '{name}': {len(parts)} variables of the graph share this name, and "
                     "they are no parts of one; choose one with variables=[...]"
                 )
+            self._check_whole(name)
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Return the spec of each variable by its name in checkpoints."""
@@ -223,6 +224,19 @@ class SessionTarget:
         slices = (*known.slices, part) if known else (part,)
         self._specs[name] = TensorSpec(name, dtype, shape, slices)
 
+    def _check_whole(self, name: str) -> None:
+        """Raise if parts of a partitioned variable are left out: its values could not be told."""
+        spec = self._specs[name]
+        if not spec.slices:
+            return
+        covered = sum(element_count(piece.resolve(spec.known_shape)[1]) for piece in spec.slices)
+        if covered != element_count(spec.known_shape):
+            raise TargetError(
+                f"variable '{name}' is partitioned, and only {len(spec.slices)} of its parts are "
+                f"among the variables, {covered} of {element_count(spec.known_shape)} elements; "
+                "pass all of its parts, or the partitioned variable itself"
+            )
+
     def _feedable(self, name: str, variable: _Variable) -> tuple[_Operation, _Tensor]:
         """Return a variable's initialiser, and its initial-value tensor."""
         initializer = variable.initializer
@@ -273,7 +287,8 @@ def initialize_uninitialized(
 
     Raises:
         InitializationError: a variable has no initialiser, initialisers read each other in a
-            circle, or one fails; then some of the variables may have been initialised.
+            circle, one would set a variable that is set already, or one fails; then some of the
+            variables may have been initialised.
     """
     unset = _unset(session, variables)
     for variable in unset:
@@ -281,6 +296,7 @@ def initialize_uninitialized(
             raise InitializationError(
                 f"variable '{variable_name(variable)}' is not set, and has no initialiser"
             )
+    _check_initializers(unset)
     for level in _levels(unset):
         try:
             session.run([variable.initializer for variable in level])
@@ -291,7 +307,7 @@ def initialize_uninitialized(
             raise InitializationError(
                 f"initialising {names}{' ...' if len(level) > 5 else ''} failed, because an "
                 "initialiser reads something that is not initialised (a variable outside of "
-                f"those chosen, or a table): {_first_line(error)}"
+                f"those chosen, or a table): {_gist(error)}"
             ) from error
     return tuple(variable_name(variable) for variable in unset)
 
@@ -409,23 +425,45 @@ def _levels(variables: Sequence[_Variable]) -> list[list[_Variable]]:
 
 def _reads(variable: _Variable) -> set[str]:
     """Return the names of the variable ops from which a variable's initial value is computed."""
+    return {op.name for op in _run_first(variable) if op.type in _VARIABLE_OPS}
+
+
+def _run_first(variable: _Variable) -> list[_Operation]:
+    """Return the ops that run before a variable's initialiser does, its own variable op aside."""
     initializer = variable.initializer
     if initializer is None or len(initializer.inputs) < 2:
-        return set()
-    found: set[str] = set()
-    seen: set[str] = set()
-    waiting = [initializer.inputs[1].op]
+        return []
+    found: dict[str, _Operation] = {}
+    waiting = [initializer.inputs[1].op, *initializer.control_inputs]
     while waiting:
         op = waiting.pop()
-        if op.name in seen:
+        if op.name in found:
             continue
-        seen.add(op.name)
-        if op.type in _VARIABLE_OPS:
-            found.add(op.name)
-            continue
-        waiting += [tensor.op for tensor in op.inputs]
-        waiting += op.control_inputs
-    return found
+        found[op.name] = op
+        if op.type not in _VARIABLE_OPS:
+            waiting += [tensor.op for tensor in op.inputs]
+            waiting += op.control_inputs
+    return list(found.values())
+
+
+def _check_initializers(unset: Sequence[_Variable]) -> None:
+    """Raise if an initialiser would set a variable that is set already.
+
+    Raises:
+        InitializationError: running it would undo what was restored.
+    """
+    free = {variable.op.name for variable in unset}
+    for variable in unset:
+        for op in _run_first(variable):
+            if op.type not in _ASSIGN_OPS or not op.inputs:
+                continue
+            assigned = op.inputs[0].op
+            if assigned.type in _VARIABLE_OPS and assigned.name not in free:
+                raise InitializationError(
+                    f"the initialiser of '{variable_name(variable)}' runs '{op.name}' first, which "
+                    f"would set '{canonical_name(assigned.name)}' anew, and that is set already; "
+                    f"set '{variable_name(variable)}' yourself, or restore it too"
+                )
 
 
 def _circle(reads: Mapping[str, set[str]]) -> list[str]:
@@ -501,5 +539,8 @@ def _from_tensorflow(value: object, kind: object) -> Array:
     return array
 
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "message", error)).splitlines()[0]
+def _gist(error: Exception) -> str:
+    """Return the line of a TensorFlow error that says what is wrong, not where."""
+    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines()]
+    told = [line for line in lines if "nitialized" in line]
+    return (told or [line for line in lines if line] or [type(error).__name__])[0]
