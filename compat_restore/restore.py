@@ -89,8 +89,10 @@ def restore_session(
             skip_mismatched=skip_mismatched,
             allow_empty=allow_empty,
         )
-        restored = _carry_out(made, reader, target)
+        given = _assign(made, reader, target)
         unset = set(initialize_uninitialized(session) if initialize else ())
+        # Read back last: no initialiser may have touched what was restored.
+        restored = _read_back(made, target, given)
         still_unset = set() if initialize else set(uninitialized_variables(session))
         fresh, kept = _rest_of_session(made, session, target, unset, still_unset)
         return RestoreReport(
@@ -260,6 +262,11 @@ def _planned(
 
 def _carry_out(made: RestorePlan, reader: CheckpointReader, target: Target) -> tuple[Restored, ...]:
     """Assign what is planned, and compare what the target then holds with what it was given."""
+    return _read_back(made, target, _assign(made, reader, target))
+
+
+def _assign(made: RestorePlan, reader: CheckpointReader, target: Target) -> dict[str, str]:
+    """Assign what is planned; return the digest of what each variable was given."""
     if not target.collects:
         # Values are assigned as they come: nothing may turn out to be damaged on the way.
         reader.verify({item.source: None for item in made.items})
@@ -272,7 +279,7 @@ def _carry_out(made: RestorePlan, reader: CheckpointReader, target: Target) -> t
             yield item.target, value
 
     target.assign(values())
-    return _read_back(made, target, given)
+    return given
 
 
 def _carry_out_by_structure(
@@ -299,7 +306,7 @@ def _read_back(made: RestorePlan, target: Target, given: Mapping[str, str]) -> t
         raise PreservationError(
             f"{len(changed)} variables do not hold what was restored into them: "
             + ", ".join(f"'{name}'" for name in changed[:10])
-            + "; does something assign to them at the same time?"
+            + "; does something else assign to them, such as another variable's initialiser?"
         )
     return tuple(Restored(item=item, digest=found[item.target]) for item in made.items)
 
