@@ -80,7 +80,7 @@ def write_from_graph(
         for name, value in values.items():
             v1_api.get_variable(
                 name,
-                initializer=tf.constant(value) if parts == 1 else (lambda v: _piece_of(v))(value),
+                initializer=tf.constant(value) if parts == 1 else _piece_of(value),
                 shape=None if parts == 1 else value.shape,
                 dtype=None if parts == 1 else value.dtype,
                 partitioner=None if parts == 1 else v1_api.fixed_size_partitioner(parts),
