@@ -94,11 +94,11 @@ class TableReader:
             )
         try:
             metaindex, position = BlockHandle.decode(footer)
-            index, position = BlockHandle.decode(footer, position)
+            index, _ = BlockHandle.decode(footer, position)
         except WireError as error:
             raise self._damaged(f"has a damaged footer ({error})") from None
-        if footer[position:-8].strip(b"\0"):
-            raise self._damaged("has a damaged footer (its padding is not zero)")
+        if _footer(metaindex, index) != footer:
+            raise self._damaged("has a damaged footer (it is not as its own handles are written)")
         self._block(metaindex)
         self._index: list[tuple[bytes, BlockHandle]] = []
         for key, value in self._entries(index):
@@ -193,6 +193,11 @@ class TableReader:
             raise self._damaged(f"has a malformed block at {handle.offset}: {error}") from None
 
 
+def _footer(metaindex: BlockHandle, index: BlockHandle) -> bytes:
+    handles = metaindex.encode() + index.encode()
+    return handles.ljust(FOOTER_SIZE - len(MAGIC), b"\0") + MAGIC
+
+
 def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
     """Return the entries of a block's contents.
 
@@ -261,8 +266,7 @@ class TableBuilder:
         self._flush()
         metaindex = self._write_block(_BlockBuilder(1))
         index = self._write_block(self._index)
-        handles = metaindex.encode() + index.encode()
-        self._write(handles.ljust(FOOTER_SIZE - len(MAGIC), b"\0") + MAGIC)
+        self._write(_footer(metaindex, index))
         return self._offset + FOOTER_SIZE
 
     def _flush(self) -> None:
