@@ -45,9 +45,7 @@ class Transpose:
 
     def apply(self, array: Array) -> Array:
         """Return the transposed array."""
-        import numpy as np
-
-        return np.ascontiguousarray(array.transpose(self.axes))
+        return array.transpose(self.axes).copy(order="C")
 
     def __str__(self) -> str:
         return f"transpose {list(self.axes)}"
@@ -96,8 +94,9 @@ class Cast:
 
     def spec(self, dtype: DType, shape: Shape) -> tuple[DType, Shape]:
         """Return the (dtype, shape) that comes out of the one that goes in."""
-        if DType.string in (dtype, self.dtype):
-            raise RuleError(f"cast from {dtype} to {self.dtype}: strings cannot be cast")
+        for end in (dtype, self.dtype):
+            if not end.itemsize:
+                raise RuleError(f"cast from {dtype} to {self.dtype}: {end} holds no numbers")
         return self.dtype, shape
 
     def apply(self, array: Array) -> Array:
