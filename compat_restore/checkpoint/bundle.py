@@ -408,9 +408,8 @@ class BundleReader(CheckpointReader):
             raise DamagedCheckpointError(
                 f"the parts of tensor '{key}' in checkpoint '{self.path}' do not fit: {error}"
             ) from None
-        pieces = self._parts(key, entry)
-        full = np.empty(entry.shape, numpy_dtype(entry.dtype))
-        for part, (label, stored) in zip(entry.slices, pieces, strict=True):
+        pieces = []
+        for part, (label, stored) in zip(entry.slices, self._parts(key, entry), strict=True):
             starts, lengths = part.resolve(entry.shape)
             if stored.shape != lengths or stored.dtype is not entry.dtype or stored.slices:
                 raise DamagedCheckpointError(
@@ -418,6 +417,9 @@ class BundleReader(CheckpointReader):
                     f"{stored.dtype}{list(stored.shape)}, not as {entry.dtype}{list(lengths)}"
                 )
             where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
+            pieces.append((where, label, stored))
+        full = np.empty(entry.shape, numpy_dtype(entry.dtype))
+        for where, label, stored in pieces:
             full[where] = self._whole(label, stored)
         return full
 

@@ -150,18 +150,27 @@ class BundleWriter:
                 self._place(self._empty_file(), data_file(self._prefix, shard, shards))
             _sync_directory(self._folder)
             os.replace(self._temporary_index, f"{self._prefix}.index")
-            self._placed.clear()
-            _sync_directory(self._folder)
         except OSError as error:
             raise _output_error(self._prefix, error) from error
+        self._placed.clear()
+        try:
+            _sync_directory(self._folder)
+        except OSError as error:
+            raise OutputError(
+                f"'{self._prefix}' is written, but it is not sure that it would survive a power "
+                f"cut ({error.strerror or error}); older data files beside it were left"
+            ) from error
         for path in self._old:
             if path != f"{self._prefix}.index":
                 _remove(path)
 
     def abandon(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
-        self._data.close()
-        for path in (self._temporary_data, self._temporary_index, *self._placed):
+        with suppress(OSError):  # what could not be written any more is not wanted any more
+            self._data.close()
+        # The index is the last to be put in place: where it is no longer waiting, all is done.
+        placed = self._placed if os.path.lexists(self._temporary_index) else []
+        for path in (self._temporary_data, self._temporary_index, *placed):
             _remove(path)
 
     def __enter__(self) -> Self:
@@ -235,7 +244,10 @@ class BundleWriter:
         self._enter(name, BundleEntry(dtype, shape, 0, offset, size, mask(crc)))
 
     def _enter(self, name: str, entry: BundleEntry) -> None:
-        key = name.encode()
+        try:
+            key = name.encode()
+        except UnicodeEncodeError:
+            key = b""
         if not key or key.startswith(b"\0") or key in self._entries:
             raise OutputError(
                 f"tensor '{name}' cannot be written: "
@@ -281,7 +293,8 @@ def _exists(path: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
+    # A file that cannot be removed is in nobody's way: no index names it.
+    with suppress(OSError):
         os.unlink(path)
 
 

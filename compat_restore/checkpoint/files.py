@@ -46,7 +46,7 @@ def is_regular_file(path: str) -> bool:
     """Whether `path` is (or links to) a regular file; a FIFO or device is not."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return False
 
 

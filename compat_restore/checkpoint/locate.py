@@ -271,9 +271,14 @@ def _v1_shards_or_none(path: str) -> Location | None:
 
 
 def _checkpoints_in(folder: str) -> list[str]:
-    """Return the names of the checkpoints in a directory, naturally sorted."""
+    """Return the names of the checkpoints in a directory, naturally sorted.
+
+    Hidden files are none: a writer that was killed leaves such.
+    """
     found = set()
     for name in _listing(folder):
+        if name.startswith("."):
+            continue
         if name.endswith(".index"):
             found.add(name.removesuffix(".index"))
         elif match := _SHARD_FILE.fullmatch(name):
@@ -287,7 +292,7 @@ def _checkpoints_in(folder: str) -> list[str]:
 def _listing(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder or "."))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return []
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["check_tiling", "decode_shape", "decode_slice", "encode_slice", "slice_key"]
 
 _FULL_EXTENT = -1
-_MOST_DIMENSIONS = 254  # TensorFlow's own limit
+_MOST_DIMENSIONS = 32  # what NumPy 1 can hold; TensorFlow's operations stop well before
+_MOST_ELEMENTS = 1 << 59  # of 16 bytes: NumPy counts bytes in int64, passing over empty axes
 _MOST_IRREGULAR_SLICES = 2000
 
 
@@ -43,6 +44,8 @@ def decode_shape(data: bytes) -> Shape:
             raise WireError("a shape of unknown rank")
     if len(dims) > _MOST_DIMENSIONS:
         raise WireError(f"a shape of {len(dims)} dimensions")
+    if element_count(dim for dim in dims if dim) > _MOST_ELEMENTS:
+        raise WireError(f"the shape {dims}, larger than any memory")
     return tuple(dims)
 
 

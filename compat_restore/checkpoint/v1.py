@@ -169,12 +169,12 @@ class V1Reader(CheckpointReader):
             raise self._damaged(key, str(error)) from None
         if len(parts) == 1:
             return self._part(key, parts[0], dtype, shape)
-        payloads = [self._payload(key, part) for part in parts]
+        # What the parts hold is known before memory is asked for, which damage may overstate.
+        pieces = [self._part(key, part, dtype, shape) for part in parts]
         full = np.empty(shape, numpy_dtype(dtype))
-        for part, payload in zip(parts, payloads, strict=True):
+        for part, piece in zip(parts, pieces, strict=True):
             starts, lengths = part.slice.resolve(shape)
-            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
-            full[where] = self._values(key, payload, dtype, lengths)
+            full[tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))] = piece
         return full
 
     def _part(self, key: str, part: _Part, dtype: DType, shape: Shape) -> Array:
@@ -253,10 +253,17 @@ def _decode_tensor(data: bytes, dtype: DType, shape: Shape) -> Array:
 
 
 def _fixed_bytes(pieces: Iterable[int | bytes], width: int) -> bytes:
-    """Join packed pieces with numbers that were written one a field."""
-    return b"".join(
-        piece.to_bytes(width, "little") if isinstance(piece, int) else piece for piece in pieces
-    )
+    """Join packed pieces with numbers that were written one a field.
+
+    Raises:
+        WireError: such a number is wider than its type.
+    """
+    try:
+        return b"".join(
+            piece.to_bytes(width, "little") if isinstance(piece, int) else piece for piece in pieces
+        )
+    except OverflowError:
+        raise wire.WireError(f"a number of more than {width} bytes") from None
 
 
 def _varints(pieces: Iterable[int | bytes]) -> Array:
