@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["escaped", "fold", "format_bytes", "format_statuses", "format_table"]
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"[0-9]{1,18}")  # longer ones are told apart piece by piece
+_NOTATION = re.compile(r"[{},]|/[0-9]+-[0-9]+$")  # what patterns are written with
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -40,8 +41,8 @@ def format_bytes(count: int) -> str:
         f"{count} B"
         if unit == "B"
         else f"{value:.3g} {unit}"
-        if value < 1000
-        else (f"{value:.0f} {unit}")
+        if value < 999.5  # three digits of more than that are 1e+03
+        else f"{value:.0f} {unit}"
     )
 
 
@@ -102,7 +103,11 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tu
         everything else is the same, so that a differing shape always has a row of its own.
     """
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, ...]]] = {}
+    literal = []
     for name, rest in rows:
+        if _NOTATION.search(name):  # in a pattern it would read as something else
+            literal.append((name, 1, rest))
+            continue
         numbers = tuple(_NUMBER.findall(name))
         skeleton = tuple(_NUMBER.split(name))
         groups.setdefault((skeleton, rest), []).append(numbers)
@@ -111,7 +116,7 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tu
         for pattern, count in _patterns(skeleton, members):
             scope, separator, leaf = pattern.rpartition("/")
             families.setdefault((scope + separator, count, rest), []).append(leaf)
-    folded = []
+    folded = literal
     for (scope, count, rest), leaves in families.items():
         words = [leaf for leaf in leaves if "{" not in leaf] if scope else []
         if len(words) > 1:
@@ -119,7 +124,7 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tu
         else:
             words = []
         folded += [(scope + leaf, count, rest) for leaf in leaves if leaf not in words]
-    return sorted(folded, key=lambda row: sort_key(row[0].replace("{", "")))
+    return sorted(folded, key=lambda row: (sort_key(row[0].replace("{", "")), row))
 
 
 def _patterns(
@@ -157,8 +162,9 @@ def _range(choice: list[str]) -> str:
         return choice[0]
     pieces: list[list[str]] = []
     for digits in choice:
-        joined = pieces and int(digits) == int(pieces[-1][-1]) + 1
-        if joined and len(digits) == len(str(int(digits))):
+        before = pieces[-1][-1] if pieces else ""
+        # "01" before "2" is no range: nobody could tell whether "01" or "1" is its beginning.
+        if before == str(int(digits) - 1) and digits == str(int(digits)):
             pieces[-1].append(digits)
         else:
             pieces.append([digits])
