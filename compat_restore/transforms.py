@@ -45,7 +45,8 @@ class Transpose:
 
     def apply(self, array: Array) -> Array:
         """Return the transposed array."""
-        return array.transpose(self.axes).copy(order="C")
+        turned: Array = array.transpose(self.axes).copy(order="C")
+        return turned
 
     def __str__(self) -> str:
         return f"transpose {list(self.axes)}"
