@@ -57,7 +57,8 @@ class Structure:
             child of that.
         conflicts: pairs whose names say something else than their places: (name in the
             checkpoint, variable in the same place).
-        complete: every variable of the target has its pair.
+        complete: every variable of the target that TensorFlow's checkpoints track has its pair
+            (they do not track the seeds of Keras 3's random layers).
     """
 
     pairs: Mapping[str, str]
@@ -134,6 +135,7 @@ class ObjectTarget:
         if graph is None or not _is_trackable(self._target):
             return None
         names = {id(_resource(v)): name for name, v in self._variables.items()}
+        tracked = {names.get(id(_resource(node))) for _, node in _paths(self._target)} - {None}
         source_names = {reader.key_of(name): name for name in reader.variables()}
         best: Structure | None = None
         for root, node in [("", 0), *graph.children().items()]:
@@ -151,7 +153,7 @@ class ObjectTarget:
                     and full_name != target
                     and full_name in self._specs
                 )
-                complete = len(set(pairs.values())) == len(self._variables)
+                complete = tracked <= set(pairs.values())
                 best = Structure(pairs, root, conflicts, complete)
         return best
 
@@ -188,7 +190,10 @@ def _collect(target: object) -> list[_Named]:
         return [_Named(variable, _own_name(variable)) for variable in _unique(target)]
     if not _is_keras(target) and _is_trackable(target):
         return _collect_trackable(target)
-    variables = getattr(target, "variables", None)
+    try:
+        variables = getattr(target, "variables", None)
+    except ValueError as error:  # tf_keras, where there is nothing to list yet
+        raise TargetError(_empty_message(target)) from error
     if callable(variables):  # older optimizers
         variables = variables()
     if not isinstance(variables, list | tuple):
