@@ -256,11 +256,13 @@ class RestorePlan:
         import json
 
         try:
-            return _plan_from_dict(json.loads(text))
+            plan = _plan_from_dict(json.loads(text))
+            _check_sound(plan)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 "this is no plan:", [f"{type(error).__name__}: {error}; `to_json` writes plans"]
             ) from None
+        return plan
 
     def check_fits(
         self, sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec] | None
@@ -377,12 +379,13 @@ class _Planner:
         roles: Mapping[str, Role] | None,
         pairs: Mapping[str, str] | None,
     ) -> None:
-        self.sources = sources
-        self.targets = targets
+        # In one order, whatever order the readers have: the same question has the same answer.
+        self.sources = {name: sources[name] for name in sorted(sources)}
+        self.targets = None if targets is None else {n: targets[n] for n in sorted(targets)}
         self.rules = rules
         self.roles = classify(sources) if roles is None else roles
         self.pairs = pairs
-        self.aliases = _aliases(targets or {})
+        self.aliases = _aliases(self.targets or {})
         self.faults: list[str] = []
         self.items: list[RestoreItem] = []
         self.unused: list[Unused] = []
@@ -400,14 +403,11 @@ class _Planner:
                 skip = (Reason.DROPPED, "" if rule is None else f"rename {rule + 1}")
             if skip is not None:
                 self._leave_out(name, *skip)
-                for new_name in new_names:
-                    if target := self._resolve(new_name):
+                for _, target in self._found(name, new_names, rule):
+                    if target is not None:
                         self.left_out.setdefault(target, f"{skip[0]}: '{name}'")
                 continue
-            if rule is None and self.pairs is not None:
-                found = [(name, self.pairs.get(name))]
-            else:
-                found = [(new, self._resolve(new, name)) for new in new_names]
+            found = self._found(name, new_names, rule, wanted=True)
             if rule is not None:
                 renamed.setdefault(rule, []).extend(found)
             self._place(name, found, rule, skip_mismatched=skip_mismatched, strict=strict)
@@ -450,6 +450,14 @@ class _Planner:
             )
         )
 
+    def _found(
+        self, name: str, new_names: tuple[str, ...], rule: int | None, *, wanted: bool = False
+    ) -> list[tuple[str, str | None]]:
+        """Return (new name, the variable that it means) for each new name of a tensor."""
+        if rule is None and self.pairs is not None:
+            return [(name, self.pairs.get(name))]
+        return [(new, self._resolve(new, name if wanted else None)) for new in new_names]
+
     def _resolve(self, name: str, tensor: str | None = None) -> str | None:
         """Return the variable that a name means, None if there is none.
 
@@ -479,7 +487,7 @@ class _Planner:
     ) -> None:
         """Put a wanted tensor into each variable that was found for it."""
         spec = self.sources[name]
-        there = [target for _, target in found if target is not None]
+        there = list(dict.fromkeys(target for _, target in found if target is not None))
         if not there:
             names = ", ".join(f"'{new}'" for new, _ in found)
             self._leave_out(name, Reason.NO_VARIABLE, "" if rule is None else names)
@@ -559,13 +567,15 @@ class _Planner:
             if ("rename", rule.pattern) in unmatched:
                 continue
             if rule.to is not None and (found := renamed.get(number)):
-                if all(target is None for _, target in found):
-                    new = found[0][0]
-                    self.faults.append(
-                        f"rename '{rule}': {_counted(len(found), 'tensor')} matched, but the "
-                        f"target has no variable of the new name, such as '{new}'"
-                        + self._suggestion(new, self.targets or {})
-                    )
+                count = 1 if isinstance(rule.to, str) else len(rule.to)
+                for nth in range(count):  # of the new names of each tensor
+                    new = found[nth][0]
+                    if all(target is None for _, target in found[nth::count]):
+                        self.faults.append(
+                            f"rename '{rule}': {_counted(len(found) // count, 'tensor')} matched, "
+                            f"but the target has no variable of the new name, such as '{new}'"
+                            + self._suggestion(new, self.targets or {})
+                        )
             elif self._shadowed(number):
                 self.faults.append(
                     f"rename '{rule}': every name that it matches is decided by a rename before "
@@ -588,8 +598,11 @@ class _Planner:
         except re.error:
             started = []
         if started:
+            longer = f"{pattern}.*"
+            if not _matches(longer, started[0]):
+                longer = f"(?:{pattern}).*"
             return (
-                f"{message}; a pattern must match a whole name, and '{pattern}.*' would match "
+                f"{message}; a pattern must match a whole name, and '{longer}' would match "
                 f"'{started[0]}'"
             )
         if pattern.endswith(":0"):
@@ -793,6 +806,30 @@ def _plan_from_dict(data: dict[str, object]) -> RestorePlan:
             for row in rows("mismatched")
         ),
     )
+
+
+def _check_sound(plan: RestorePlan) -> None:
+    """Check what holds for every plan that was made here, and may not where one was edited.
+
+    Raises:
+        ValueError: a variable stands in it twice, or an item contradicts its transforms.
+    """
+    seen: set[str] = set()
+    for name in (
+        *(item.target for item in plan.items),
+        *(pair.name for pair in plan.mismatched),
+        *(skip.name for skip in plan.missing),
+    ):
+        if name in seen:
+            raise ValueError(f"variable '{name}' stands in it twice")
+        seen.add(name)
+    for item in plan.items:
+        made = transformed_spec(item.transforms, item.dtype, item.shape)
+        if made != (item.target_dtype, item.target_shape):
+            raise ValueError(
+                f"variable '{item.target}' is {_summary(item.target_dtype, item.target_shape)}, "
+                f"and {_summary(*made)} would go into it"
+            )
 
 
 def _text(row: Mapping[str, object], key: str) -> str:
