@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from compat_restore.errors import PlanError, RuleError, nearest
 from compat_restore.names import Role, RoleKind, classify, sort_key
 from compat_restore.rules import Rules, compiled
-from compat_restore.tables import format_bytes, format_statuses
+from compat_restore.tables import escaped, format_bytes, format_statuses
 from compat_restore.tensors import DType, TensorSpec, element_count, format_shape
 from compat_restore.transforms import (
     Transform,
@@ -328,7 +328,10 @@ class RestorePlan:
 
 def rules_legend(rules: Rules) -> list[str]:
     """Return a line for each rename, by the number under which tables name it."""
-    return [f"rename {number}: {rule}" for number, rule in enumerate(rules.rename, start=1)]
+    return [
+        f"rename {number}: {escaped(str(rule))}"
+        for number, rule in enumerate(rules.rename, start=1)
+    ]
 
 
 def plan_restore(
