@@ -14,7 +14,9 @@ out in a TF1 session, in TF2 objects, or from file to file:
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,3 +140,18 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """This package, in which `plan` and `convert` are functions, whatever was imported before.
+
+    Python makes every submodule that is imported an attribute of its package, and there are
+    modules of these names too. They are imported from: `from compat_restore.plan import ...`.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
