@@ -62,18 +62,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process if None.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     try:
-        return _run(given)
+        status = _run(given)
+        sys.stdout.flush()  # here, and not at exit, where its errors could not be told
+    except BrokenPipeError:  # `| head` closed the pipe: not a fault
+        _silence_stdout()
+        return OK
     except CompatRestoreError as error:
         status = next((s for kind, s in _STATUS_OF if isinstance(error, kind)), USAGE)
         return _fail(str(error), status)
-    except BrokenPipeError:  # `| head` closed the pipe: not a fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except OSError as error:
+        if error.filename is None:  # a full disk behind stdout: flushing it at exit would fail too
+            _silence_stdout()
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), IO)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    return status
+
+
+def _open_closed_streams() -> None:
+    """Give the null device to streams that the caller closed (`>&-`), so that writing works."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, open(null, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _silence_stdout() -> None:
+    """Send what stdout still holds to nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _run(arguments: list[str]) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from compat_restore.cli.options import add_rule_options, rules_from
+from compat_restore.cli.output import write, write_json
 from compat_restore.convert import convert
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         allow_empty=args.allow_empty,
     )
     if args.json:
-        sys.stdout.write(report.to_json() + "\n")
+        write_json(report.to_json())
     else:
-        sys.stdout.write(report.to_text(full=args.full) + "\n")
+        write(report.to_text(full=args.full))
     return 0

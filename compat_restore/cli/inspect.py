@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
 from compat_restore.cli.options import add_rule_options, rules_from
-from compat_restore.errors import UsageError
+from compat_restore.cli.output import write, write_json
+from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
 from compat_restore.plan import plan_restore
 from compat_restore.tables import escaped, fold, format_bytes, format_table
@@ -48,18 +48,21 @@ def run(arguments: Sequence[str]) -> int:
     if rules.rename:
         raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")
     with open_checkpoint(args.checkpoint) as reader:
-        chosen = plan_restore(
-            reader.variables(), None, rules, roles=reader.roles(), allow_empty=True
-        )
+        try:
+            chosen = plan_restore(
+                reader.variables(), None, rules, roles=reader.roles(), allow_empty=True
+            )
+        except PlanError as error:
+            raise PlanError("these rules do not fit the checkpoint:", error.faults) from None
         wanted = {item.source for item in chosen.items}
         if not (rules.include or rules.exclude or rules.drop_slots):
             wanted = set(reader.variables())
         specs = {name: spec for name, spec in reader.variables().items() if name in wanted}
         roles = reader.roles()
         if args.json:
-            sys.stdout.write(_as_json(reader, specs, roles))
+            write_json(_as_json(reader, specs, roles))
         else:
-            sys.stdout.write(_as_text(reader, specs, roles, full=args.full))
+            write(_as_text(reader, specs, roles, full=args.full))
     return 0
 
 
@@ -90,7 +93,7 @@ def _as_text(
     )
     lines += [f"note: {escaped(note)}" for note in reader.notes]
     lines.append(_summary(specs, roles))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _remark(spec: TensorSpec, role: Role) -> str:
@@ -153,4 +156,4 @@ def _as_json(
             for name, spec in specs.items()
         ],
     }
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1, ensure_ascii=False)
