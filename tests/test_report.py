@@ -85,8 +85,10 @@ def test_a_report_reads_as_a_table_with_repeated_layers_folded():
         "restored     flat                float32[3,2]  float32[2,3], transpose [1, 0]",
         "restored     my/l_{0,1}/w    x2  float32[3,4]  rename 1",
         "restored     my/l_2/w            float32[5,4]  rename 1",
-        "mismatched   my/fc               float32[4,?]  shape mismatch: the checkpoint has "
-        "float32[4,10]; initialized",
+        (
+            "mismatched   my/fc               float32[4,?]  shape mismatch: the checkpoint has "
+            "float32[4,10]; initialized"
+        ),
         "initialized  head/w              float32[4,3]  not in the checkpoint",
         "kept         step                int64[?]      set before",
         "unused       net/l_0/w/Adam      float32[3,4]  excluded: exclude '.*Adam'",
