@@ -90,8 +90,7 @@ def convert(
             template = stack.enter_context(open_checkpoint(into))
         targets = None if template is None else template_specs(template)
         if isinstance(rules, RestorePlan):
-            rules.check_fits(reader.variables(), targets)
-            made = rules
+            made = rules.fitted(reader.variables(), targets)
         else:
             made = plan_restore(
                 reader.variables(),
@@ -138,7 +137,10 @@ def convert(
 
 
 def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
-    """Return the variables of a template by name, with their keys and object paths as aliases."""
+    """Return the variables of a template by name, with their keys and object paths as aliases.
+
+    Keras 3 puts the model's name before those of its layers. As in a model itself, rules need not.
+    """
     roles = template.roles()
     specs = {}
     for name, spec in template.variables().items():
@@ -146,6 +148,9 @@ def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
             continue
         key = template.key_of(name)
         aliases = {key, key.split("/.ATTRIBUTES/")[0], spec.full_name or name}
+        parts = (spec.full_name or "").split("/")
+        if len(parts) > 2 and roles[name].kind is RoleKind.VARIABLE:
+            aliases |= {"/".join(parts[1:]), "/".join(parts[-2:])}
         specs[name] = replace(spec, aliases=tuple(sorted(aliases - {name})))
     return specs
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compat_restore.errors import PlanError, RuleError, nearest
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _JSON_VERSION = 1
+_NOT_PLANNED = "the plan does not name it"
 _MOST_SUGGESTIONS = 20
 
 
@@ -298,6 +299,60 @@ class RestorePlan:
                 )
         if faults:
             raise PlanError("the plan was made for another checkpoint or target:", faults)
+
+    def fitted(
+        self, sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec] | None
+    ) -> RestorePlan:
+        """Return this plan for a checkpoint and a target that may hold more than it knows of.
+
+        What it knows of is carried out as it stands. What is new stands under `unused` and
+        `missing` as not in the plan, and what is not there any more does not.
+
+        Args:
+            sources: the checkpoint's specs.
+            targets: the target's specs; None for a target that takes any name.
+
+        Raises:
+            PlanError: as `check_fits`.
+        """
+        self.check_fits(sources, targets)
+        unused = {skip.name: skip for skip in self.unused}
+        mismatched = tuple(
+            pair
+            for pair in self.mismatched
+            if pair.source in sources and (targets is None or pair.name in targets)
+        )
+        used = {item.source for item in self.items} | {pair.source for pair in mismatched}
+        taken = {item.target for item in self.items} | {pair.name for pair in mismatched}
+        missing = {skip.name: skip for skip in self.missing}
+        return replace(
+            self,
+            mismatched=mismatched,
+            unused=tuple(
+                unused.get(name)
+                or Unused(
+                    name=name,
+                    dtype=spec.dtype,
+                    shape=spec.known_shape,
+                    reason=Reason.NOT_INCLUDED,
+                    detail=_NOT_PLANNED,
+                )
+                for name, spec in _in_order(sources)
+                if name not in used
+            ),
+            missing=tuple(
+                missing.get(name)
+                or Missing(
+                    name=name,
+                    dtype=spec.dtype,
+                    shape=spec.shape,
+                    reason=Reason.NOT_CHOSEN,
+                    detail=_NOT_PLANNED,
+                )
+                for name, spec in _in_order(targets or {})
+                if name not in taken
+            ),
+        )
 
     def __str__(self) -> str:
         """Return the plan as a table; repeated layers are folded."""
@@ -662,6 +717,11 @@ class _Planner:
             f"({_examples(wanted)}) is the name of a variable ({_examples(self.targets or {})}); "
             "rename what differs, or pass allow_empty=True if nothing is right"
         )
+
+
+def _in_order(specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
+    """Return specs in the order in which plans list names."""
+    return sorted(specs.items(), key=lambda pair: sort_key(pair[0]))
 
 
 def _matches(pattern: str, name: str) -> bool:

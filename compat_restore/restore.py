@@ -246,8 +246,7 @@ def _planned(
     """Return the plan for a target, or the plan that was given in place of rules, if it fits."""
     targets = None if target is None else target.specs()
     if isinstance(rules, RestorePlan):
-        rules.check_fits(reader.variables(), targets)
-        return rules
+        return rules.fitted(reader.variables(), targets)
     return plan_restore(
         reader.variables(),
         targets,

@@ -278,7 +278,7 @@ def test_a_plan_changes_nothing_and_is_carried_out_as_it_stands(ckpt):
     plan = cr.plan(ckpt, cr.ObjectTarget(made), RULES)
     assert not any(np.any(variable.numpy()) for variable in made.values())
     report = cr.restore_objects(made, ckpt, plan)
-    assert report.plan is plan
+    assert report.plan == plan
     np.testing.assert_array_equal(made["body/layer_1/w"], TENSORS["enc/layer_1/w"])
 
 
@@ -350,6 +350,20 @@ def test_a_plan_for_another_target_is_refused_with_all_that_differs(ckpt):
     with pytest.raises(cr.PlanError) as caught:
         cr.restore_objects(other, ckpt, plan)
     assert len(caught.value.faults) == 2
+
+
+def test_what_a_plan_does_not_know_of_is_told_of_and_what_is_gone_is_not(tmp_path, ckpt):
+    plan = cr.plan(ckpt, cr.ObjectTarget(eager_variables(SHAPES)), RULES)
+    tensors = {**TENSORS, "late/w": numbers(1)}
+    del tensors["beta1_power"]
+    other = write(tmp_path / "other", tensors)
+    shapes = {**SHAPES, "late": (1,)}
+    del shapes["head/w"]
+    for report in restored_everywhere(other, plan, shapes, tmp_path):
+        accounted_once(report, tensors, shapes)
+        assert report.plan.items == plan.items
+        assert "late" in {entry.name for entry in report.initialized}
+        assert "late/w" in {entry.name for entry in report.unused}
 
 
 # -- other forms of rules -------------------------------------------------------------------------
