@@ -76,6 +76,7 @@ def write_from_graph(
     import tensorflow as tf
 
     v1_api = tf.compat.v1
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     with graph_and_session() as session:
         for name, value in values.items():
             v1_api.get_variable(
