@@ -54,7 +54,9 @@ def checkpoint(tmp_path: Path) -> str:
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    # Buffered, as users have it: what is flushed at exit fails in other ways.
+    settings = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    environment = {**os.environ, **settings, **options.pop("env", {})}
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "compat_restore", *arguments],
         env=environment,
