@@ -139,6 +139,8 @@ def _from_part(path: str) -> Location | None:
         if is_regular_file(prefix):
             return _file(prefix)
         return _v1_shards(prefix)
+    if match and is_regular_file(path):
+        raise CheckpointNotFoundError(_indexless(prefix, [os.path.basename(path)]))
     return None
 
 
