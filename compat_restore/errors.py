@@ -83,18 +83,25 @@ class MissingDependencyError(CompatRestoreError, ImportError):
     """An optional package is needed for what was asked."""
 
 
+_MOST_SHOWN = 50
+
+
 class FaultsError(CompatRestoreError, ValueError):
     """Several faults found together.
 
+    The message shows the first of them where they are many.
+
     Attributes:
-        faults: one message a fault.
+        faults: one message a fault, all of them.
     """
 
     def __init__(self, summary: str, faults: Iterable[str]) -> None:
         self.summary = summary
         self.faults: tuple[str, ...] = tuple(faults)
-        lines = "".join(f"\n  - {fault}" for fault in self.faults)
-        super().__init__(f"{summary}{lines}")
+        lines = [f"\n  - {fault}" for fault in self.faults[:_MOST_SHOWN]]
+        if len(self.faults) > _MOST_SHOWN:
+            lines.append(f"\n  ... and {len(self.faults) - _MOST_SHOWN} more")
+        super().__init__(f"{summary}{''.join(lines)}")
 
     def __reduce__(self) -> tuple[type[FaultsError], tuple[str, tuple[str, ...]]]:
         """Return how to make it again, for errors that cross into another process."""

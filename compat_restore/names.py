@@ -67,6 +67,8 @@ _BOOKKEEPING = re.compile(
     r"(?:.*/)?(?:beta[12]_power(?:_\d+)?|global_step|local_step|global_step/\w*"
     r"|current_loss_scale|good_steps|loss_scale|save_counter)"
 )
+_DIGITS = "0123456789"
+_NUMBER = re.compile(r"([0-9]+)")
 _PART = re.compile(r"/part_\d+$")
 
 
@@ -78,8 +80,8 @@ def canonical_name(name: str) -> str:
 def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that sorts `layer_2` before `layer_10`."""
     return tuple(
-        (0, int(piece), "") if piece.isdigit() and piece.isascii() else (1, 0, piece)
-        for piece in re.split(r"(\d+)", name)
+        (0, len(piece.lstrip("0")), piece.lstrip("0")) if piece[0] in _DIGITS else (1, 0, piece)
+        for piece in _NUMBER.split(name)
         if piece
     )
 

@@ -242,6 +242,9 @@ class Rules:
                 ) from None
         try:
             return cls.from_dict(data)
+        except InvalidRulesError as error:
+            summary = f"rules file '{os.fspath(path)}': {error.summary}"
+            raise InvalidRulesError(summary, error.faults) from None
         except RuleError as error:
             raise RuleError(f"rules file '{os.fspath(path)}': {error}") from None
 
@@ -406,6 +409,11 @@ def _replacement_faults(rule: Rename) -> list[str]:
     replacements = (rule.to,) if isinstance(rule.to, str) else rule.to or ()
     faults = []
     for text in replacements:
+        if not text:
+            faults.append(
+                f"rename {rule.pattern!r}: the new name is empty; None (on the command line: "
+                "nothing after the '=') drops the tensor"
+            )
         try:
             # `sub` checks its template against the groups of the pattern before it searches.
             compiled(rule.pattern).sub(text, "")

@@ -122,3 +122,11 @@ def test_names_without_anything_in_common_are_put_aside_quickly():
     started = time.process_time()
     assert nearest("0123456789" * 10, many_names(20_000)) == ()
     assert time.process_time() - started < 1
+
+
+def test_a_message_of_thousands_of_faults_shows_the_first_and_counts_the_rest() -> None:
+    error = FaultsError("they are", [f"fault {number}" for number in range(20_000)])
+    assert len(error.faults) == 20_000
+    assert "fault 49" in str(error)
+    assert "fault 50" not in str(error)
+    assert str(error).endswith("... and 19950 more")

@@ -399,7 +399,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=12)
 patterns = st.one_of(
     texts.map(re.escape), st.sampled_from([r"a/(.*)", r".*'.*", r'"\w+"', "", "#=[x]", r"\\"])
 )
-literals = texts.map(lambda text: text.replace("\\", r"\\"))
+literals = texts.filter(bool).map(lambda text: text.replace("\\", r"\\"))
 replacements = st.one_of(st.none(), literals, st.lists(literals, min_size=1, max_size=3).map(tuple))
 transforms = st.one_of(
     st.lists(st.integers(0, 3), max_size=3).map(lambda axes: Transpose(tuple(axes))),
@@ -538,3 +538,17 @@ def test_whatever_people_pass_as_rules_becomes_rules(tmp_path: Path):
     assert as_rules({"a/": "b/"}) == Rules.from_assignment_map({"a/": "b/"})
     with pytest.raises(UsageError, match="rules are list"):
         as_rules(["a"])  # type: ignore[arg-type]
+
+
+def test_an_empty_new_name_is_a_fault_since_none_is_what_drops() -> None:
+    with pytest.raises(RuleError, match="the new name is empty"):
+        Rules(rename=[("a", "")])
+
+
+def test_a_rules_file_with_several_faults_tells_of_each(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text("include = ['(', '[']\n", encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        Rules.from_toml(file)
+    assert len(caught.value.faults) == 2
+    assert str(file) in str(caught.value)

@@ -141,6 +141,6 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, status: int) -> int:
-    lines = "\n".join(escaped(line) for line in message.splitlines())
+    lines = "\n".join(escaped(line) for line in message.split("\n"))
     sys.stderr.write(f"compat-restore: error: {lines}\n")
     return status

@@ -12,6 +12,7 @@ from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
 from compat_restore.plan import plan_restore
 from compat_restore.tables import escaped, fold, format_bytes, format_table
+from compat_restore.tensors import format_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,9 +45,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable, every tensor")
     add_rule_options(parser)
     args = parser.parse_args(arguments)
-    rules = rules_from(args)
-    if rules.rename:
+    if args.rename:
         raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")
+    rules = rules_from(args).replace(rename=(), transform=())  # a file's are for other commands
     with open_checkpoint(args.checkpoint) as reader:
         try:
             chosen = plan_restore(
@@ -74,9 +75,16 @@ def _as_text(
     full: bool,
 ) -> str:
     rows = [
-        (name, (str(spec.dtype), spec.summary.removeprefix(str(spec.dtype)), _remark(spec, role)))
+        (
+            name,
+            (
+                str(spec.dtype),
+                format_shape(spec.shape),
+                format_bytes(spec.nbytes),
+                _remark(spec, roles[name]),
+            ),
+        )
         for name, spec in specs.items()
-        for role in [roles[name]]
     ]
     folded = (
         [(name, 1, rest) for name, rest in sorted(rows, key=lambda row: sort_key(row[0]))]
@@ -86,10 +94,10 @@ def _as_text(
     lines = [f"{escaped(reader.path)}: {reader.format}"]
     lines += format_table(
         [
-            ("name", "", "dtype", "shape", ""),
+            ("name", "", "dtype", "shape", "each", ""),
             *((name, f"x{count}" if count > 1 else "", *rest) for name, count, rest in folded),
         ],
-        right=(1,),
+        right=(1, 4),
     )
     lines += [f"note: {escaped(note)}" for note in reader.notes]
     lines.append(_summary(specs, roles))
@@ -102,8 +110,6 @@ def _remark(spec: TensorSpec, role: Role) -> str:
         remarks.append(str(role.kind))
     if spec.slices:
         remarks.append(f"{len(spec.slices)} parts")
-    if spec.stored_bytes is not None:
-        remarks.append(format_bytes(spec.stored_bytes))
     return ", ".join(remarks)
 
 

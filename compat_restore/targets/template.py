@@ -60,6 +60,7 @@ def template_of(model: Callable[[], object]) -> Iterator[CheckpointReader]:
         MissingDependencyError: TensorFlow is not installed.
         TargetError: the function returns nothing that has variables, or a model that is not built.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages among the results
     try:
         import tensorflow as tf
     except ImportError as error:
