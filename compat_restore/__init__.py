@@ -14,14 +14,12 @@ out in a TF1 session, in TF2 objects, or from file to file:
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compat_restore.checkpoint import CheckpointReader, open_checkpoint
-    from compat_restore.convert import convert
+    from compat_restore.conversion import convert
     from compat_restore.errors import (
         CheckpointFormatError,
         CheckpointNotFoundError,
@@ -35,9 +33,10 @@ if TYPE_CHECKING:
         TargetError,
         TensorNotFoundError,
     )
-    from compat_restore.plan import RestorePlan, plan_restore
+    from compat_restore.planner import plan_restore
     from compat_restore.report import RestoreReport
     from compat_restore.restore import plan, restore_objects, restore_session
+    from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import Rename, Rules
     from compat_restore.targets.objects import ObjectTarget
     from compat_restore.targets.session import (
@@ -103,7 +102,7 @@ _HOME = {
     "PreservationError": "compat_restore.errors",
     "Rename": "compat_restore.rules",
     "Reshape": "compat_restore.transforms",
-    "RestorePlan": "compat_restore.plan",
+    "RestorePlan": "compat_restore.restore_plan",
     "RestoreReport": "compat_restore.report",
     "RuleError": "compat_restore.errors",
     "Rules": "compat_restore.rules",
@@ -112,12 +111,12 @@ _HOME = {
     "TensorNotFoundError": "compat_restore.errors",
     "TensorSpec": "compat_restore.tensors",
     "Transpose": "compat_restore.transforms",
-    "convert": "compat_restore.convert",
+    "convert": "compat_restore.conversion",
     "digest": "compat_restore.tensors",
     "initialize_uninitialized": "compat_restore.targets.session",
     "open_checkpoint": "compat_restore.checkpoint",
     "plan": "compat_restore.restore",
-    "plan_restore": "compat_restore.plan",
+    "plan_restore": "compat_restore.planner",
     "restore_objects": "compat_restore.restore",
     "restore_session": "compat_restore.restore",
     "uninitialized_variables": "compat_restore.targets.session",
@@ -140,18 +139,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """This package, in which `plan` and `convert` are functions, whatever was imported before.
-
-    Python makes every submodule that is imported an attribute of its package, and there are
-    modules of these names too. They are imported from: `from compat_restore.plan import ...`.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOME):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

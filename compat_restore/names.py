@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from compat_restore.tensors import TensorSpec
 
-__all__ = ["OBJECT_GRAPH_KEY", "Role", "RoleKind", "canonical_name", "classify", "sort_key"]
+__all__ = [
+    "OBJECT_GRAPH_KEY",
+    "Role",
+    "RoleKind",
+    "canonical_name",
+    "classify",
+    "in_order",
+    "sort_key",
+]
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -84,6 +92,11 @@ def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
         for piece in _NUMBER.split(name)
         if piece
     )
+
+
+def in_order(specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
+    """Return specs in the order in which plans list names."""
+    return sorted(specs.items(), key=lambda pair: sort_key(pair[0]))
 
 
 def classify(specs: Mapping[str, TensorSpec]) -> dict[str, Role]:

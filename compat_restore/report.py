@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.plan import rules_legend
+from compat_restore.restore_plan import rules_legend
 from compat_restore.tables import escaped, format_bytes, format_statuses
 from compat_restore.tensors import DType, format_shape
 from compat_restore.transforms import transform_to_dict
@@ -13,7 +13,7 @@ from compat_restore.transforms import transform_to_dict
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from compat_restore.plan import Mismatch, RestoreItem, RestorePlan, Unused
+    from compat_restore.restore_plan import Mismatch, RestoreItem, RestorePlan, Unused
 
 __all__ = ["Initialized", "Kept", "Mismatched", "RestoreReport", "Restored"]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
 from compat_restore.errors import PlanError, PreservationError, TargetError
 from compat_restore.names import sort_key
-from compat_restore.plan import RestorePlan, plan_restore
+from compat_restore.planner import plan_restore
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import Rules, as_rules
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
 from compat_restore.targets.session import (

@@ -114,7 +114,9 @@ def test_any_file_of_a_checkpoint_under_the_prefix_is_refused(tmp_path, there):
     assert snapshot(tmp_path) == {there: b"precious"}
 
 
-@pytest.mark.parametrize("there", ["m2.index", "m.data-0-of-1", "m-1.data-00000-of-00001"])
+@pytest.mark.parametrize(
+    "there", ["m2.index", "m.data-0-of-1", "m-1.data-00000-of-00001", "x.data-00000-of-00001"]
+)
 def test_files_of_other_prefixes_are_neither_in_the_way_nor_touched(tmp_path, there):
     (tmp_path / there).write_bytes(b"precious")
     write(tmp_path / "m", ONE)

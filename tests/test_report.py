@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from compat_restore.plan import Mismatch, Missing, Reason, RestoreItem, RestorePlan, Unused
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.restore_plan import Mismatch, Missing, Reason, RestoreItem, RestorePlan, Unused
 from compat_restore.rules import Rules
 from compat_restore.tensors import DType
 from compat_restore.transforms import Transpose

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat_restore.errors import CompatRestoreError, FaultsError, RuleError, UsageError
-from compat_restore.plan import plan_restore
+from compat_restore.planner import plan_restore
 from compat_restore.rules import InvalidRulesError, Rename, Rules, TransformRule, as_rules, compiled
 from compat_restore.tensors import DType, TensorSpec
 from compat_restore.transforms import Cast, Reshape, Transpose

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compat_restore.cli.options import add_rule_options, rules_from
 from compat_restore.cli.output import write, write_json
-from compat_restore.convert import convert
+from compat_restore.conversion import convert
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compat_restore.convert import convert
+from compat_restore.conversion import convert
 from compat_restore.errors import MissingDependencyError
 from compat_restore.restore import restore_objects, restore_session
 from compat_restore.rules import Rules

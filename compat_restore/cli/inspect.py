@@ -10,7 +10,7 @@ from compat_restore.cli.options import add_rule_options, rules_from
 from compat_restore.cli.output import write, write_json
 from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
-from compat_restore.plan import plan_restore
+from compat_restore.planner import plan_restore
 from compat_restore.tables import escaped, fold, format_bytes, format_table
 from compat_restore.tensors import format_shape
 

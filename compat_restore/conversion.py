@@ -11,8 +11,9 @@ from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
-from compat_restore.plan import RestorePlan, plan_restore
+from compat_restore.planner import plan_restore
 from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
+from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
 from compat_restore.tensors import digest
 from compat_restore.transforms import transformed
