@@ -34,8 +34,9 @@ if TYPE_CHECKING:
         TensorNotFoundError,
     )
     from compat_restore.planner import plan_restore
+    from compat_restore.planning import plan
     from compat_restore.report import RestoreReport
-    from compat_restore.restore import plan, restore_objects, restore_session
+    from compat_restore.restore import restore_objects, restore_session
     from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import Rename, Rules
     from compat_restore.targets.objects import ObjectTarget
@@ -115,7 +116,7 @@ _HOME = {
     "digest": "compat_restore.tensors",
     "initialize_uninitialized": "compat_restore.targets.session",
     "open_checkpoint": "compat_restore.checkpoint",
-    "plan": "compat_restore.restore",
+    "plan": "compat_restore.planning",
     "plan_restore": "compat_restore.planner",
     "restore_objects": "compat_restore.restore",
     "restore_session": "compat_restore.restore",

@@ -11,10 +11,8 @@ from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
-from compat_restore.planner import plan_restore
+from compat_restore.planning import planned
 from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
-from compat_restore.restore_plan import RestorePlan
-from compat_restore.rules import as_rules
 from compat_restore.tensors import digest
 from compat_restore.transforms import transformed
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import RulesLike
     from compat_restore.tensors import TensorSpec
 
@@ -89,19 +88,14 @@ def convert(
             template = stack.enter_context(template_of(model))
         elif into is not None:
             template = stack.enter_context(open_checkpoint(into))
-        targets = None if template is None else template_specs(template)
-        if isinstance(rules, RestorePlan):
-            made = rules.fitted(reader.variables(), targets)
-        else:
-            made = plan_restore(
-                reader.variables(),
-                targets,
-                as_rules(rules),
-                roles=reader.roles(),
-                strict=strict,
-                skip_mismatched=skip_mismatched,
-                allow_empty=allow_empty,
-            )
+        made = planned(
+            reader,
+            None if template is None else template_specs(template),
+            rules,
+            strict=strict,
+            skip_mismatched=skip_mismatched,
+            allow_empty=allow_empty,
+        )
         _check_apart(reader, prefix)
         if template is not None:
             _check_apart(template, prefix)

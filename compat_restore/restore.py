@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint import CheckpointReader, open_checkpoint
-from compat_restore.errors import PlanError, PreservationError, TargetError
+from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
-from compat_restore.planner import plan_restore
+from compat_restore.planning import is_plain, opened, planned, structure_for
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
-from compat_restore.restore_plan import RestorePlan
-from compat_restore.rules import Rules, as_rules
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
 from compat_restore.targets.session import (
     SessionTarget,
@@ -27,13 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from os import PathLike
 
+    from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import RulesLike
     from compat_restore.targets import Target
     from compat_restore.targets.session import Session
     from compat_restore.tensors import Array
 
 
-__all__ = ["opened", "plan", "restore_objects", "restore_session"]
+__all__ = ["restore_objects", "restore_session"]
 
 _BY_STRUCTURE = (
     "restored by tf.train.Checkpoint, object by object, and compared with the checkpoint"
@@ -82,9 +80,9 @@ def restore_session(
     """
     target = SessionTarget(session, variables)
     with opened(checkpoint) as reader:
-        made = _planned(
+        made = planned(
             reader,
-            target,
+            target.specs(),
             rules,
             strict=strict,
             skip_mismatched=skip_mismatched,
@@ -157,10 +155,10 @@ def restore_objects(
     check_match_by(match_by)
     variables = ObjectTarget(target)
     with opened(checkpoint) as reader:
-        structure = _structure(variables, reader, rules, match_by)
-        made = _planned(
+        structure = structure_for(variables, reader, rules, match_by)
+        made = planned(
             reader,
-            variables,
+            variables.specs(),
             rules,
             pairs=structure.pairs if structure else None,
             strict=strict,
@@ -168,7 +166,7 @@ def restore_objects(
             allow_empty=allow_empty,
         )
         notes = (*reader.notes, *variables.notes)
-        if structure and _is_plain(made.rules) and not made.mismatched:
+        if structure and is_plain(made.rules) and not made.mismatched:
             restored = _carry_out_by_structure(made, reader, variables, structure)
             notes = (*notes, _BY_STRUCTURE)
         else:
@@ -189,75 +187,6 @@ def restore_objects(
             mismatched=tuple(Mismatched(pair=pair, outcome="kept") for pair in made.mismatched),
             notes=notes,
         )
-
-
-def plan(
-    checkpoint: CheckpointReader | str | PathLike[str],
-    target: Target | None,
-    rules: RulesLike | RestorePlan = None,
-    *,
-    strict: bool = False,
-    skip_mismatched: bool = False,
-    allow_empty: bool = False,
-) -> RestorePlan:
-    """Return what a restore would do, without doing it.
-
-    Args:
-        checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
-        target: a `SessionTarget` or `ObjectTarget`; None for a new checkpoint that takes any name.
-        rules: as for `restore_session`.
-        strict: as for `restore_session`.
-        skip_mismatched: as for `restore_session`.
-        allow_empty: as for `restore_session`.
-
-    Raises:
-        PlanError: names, shapes or dtypes do not fit; all faults are listed.
-    """
-    with opened(checkpoint) as reader:
-        return _planned(
-            reader,
-            target,
-            rules,
-            strict=strict,
-            skip_mismatched=skip_mismatched,
-            allow_empty=allow_empty,
-        )
-
-
-@contextmanager
-def opened(checkpoint: CheckpointReader | str | PathLike[str]) -> Iterator[CheckpointReader]:
-    """Open a checkpoint for the time of a `with` statement; an open one stays open after it."""
-    if isinstance(checkpoint, CheckpointReader):
-        yield checkpoint
-        return
-    with open_checkpoint(checkpoint) as reader:
-        yield reader
-
-
-def _planned(
-    reader: CheckpointReader,
-    target: Target | None,
-    rules: RulesLike | RestorePlan,
-    *,
-    pairs: Mapping[str, str] | None = None,
-    strict: bool,
-    skip_mismatched: bool,
-    allow_empty: bool,
-) -> RestorePlan:
-    """Return the plan for a target, or the plan that was given in place of rules, if it fits."""
-    targets = None if target is None else target.specs()
-    if isinstance(rules, RestorePlan):
-        return rules.fitted(reader.variables(), targets)
-    return plan_restore(
-        reader.variables(),
-        targets,
-        as_rules(rules),
-        roles=reader.roles(),
-        pairs=pairs,
-        strict=strict,
-        skip_mismatched=skip_mismatched,
-        allow_empty=allow_empty,
-    )
 
 
 def _carry_out(made: RestorePlan, reader: CheckpointReader, target: Target) -> tuple[Restored, ...]:
@@ -309,47 +238,6 @@ def _read_back(made: RestorePlan, target: Target, given: Mapping[str, str]) -> t
             + "; does something else assign to them, such as another variable's initialiser?"
         )
     return tuple(Restored(item=item, digest=found[item.target]) for item in made.items)
-
-
-def _structure(
-    target: ObjectTarget, reader: CheckpointReader, rules: RulesLike | RestorePlan, match_by: str
-) -> Structure | None:
-    """Return the structure to match by, None to match by names.
-
-    Raises:
-        PlanError: places and names contradict each other.
-        TargetError: matching by structure was asked for, and nothing corresponds.
-    """
-    if match_by == "name" or isinstance(rules, RestorePlan):
-        return None
-    structure = target.structure(reader)
-    if match_by == "object_path":
-        if structure is None:
-            raise TargetError(
-                f"match_by='object_path': no object of the target corresponds to one of checkpoint "
-                f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
-            )
-        return structure
-    if structure is None or not structure.complete or not _is_plain(as_rules(rules)):
-        return None
-    if structure.conflicts:
-        raise PlanError(
-            "the structure of the objects and the names of the variables contradict each other; "
-            "say which is right with match_by='name' or match_by='object_path':",
-            [
-                f"'{name}' of the checkpoint stands where '{target_name}' stands in the target, "
-                f"which has a '{name}' too"
-                for name, target_name in structure.conflicts
-            ],
-        )
-    return structure
-
-
-def _is_plain(rules: Rules) -> bool:
-    """Whether rules choose everything, under its own name."""
-    return not (rules.include or rules.exclude or rules.rename or rules.transform) and (
-        not rules.drop_slots
-    )
 
 
 def _rest_of_session(

@@ -59,12 +59,15 @@ class Structure:
             checkpoint, variable in the same place).
         complete: every variable of the target that TensorFlow's checkpoints track has its pair
             (they do not track the seeds of Keras 3's random layers).
+        exact: no other variable has a pair, as those of a compiled model's optimizer have, which
+            `tf.train.Checkpoint` would restore too.
     """
 
     pairs: Mapping[str, str]
     root: str
     conflicts: tuple[tuple[str, str], ...]
     complete: bool
+    exact: bool
 
 
 class ObjectTarget:
@@ -140,10 +143,13 @@ class ObjectTarget:
         best: Structure | None = None
         for root, node in [("", 0), *graph.children().items()]:
             pairs: dict[str, str] = {}
+            exact = True
             for number, found in _walk(self._target, graph.children, node):
                 key, name = graph.key_of_node(number), names.get(id(_resource(found)))
                 if key in source_names and name is not None:
                     pairs[source_names[key]] = name
+                elif key in source_names and _is_variable(found):
+                    exact = False
             if pairs and (best is None or len(pairs) > len(best.pairs)):
                 specs = reader.variables()
                 conflicts = tuple(
@@ -154,7 +160,7 @@ class ObjectTarget:
                     and full_name in self._specs
                 )
                 complete = tracked <= set(pairs.values())
-                best = Structure(pairs, root, conflicts, complete)
+                best = Structure(pairs, root, conflicts, complete, exact)
         return best
 
     def restore_structure(self, prefix: str, structure: Structure) -> None:

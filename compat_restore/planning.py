@@ -1,0 +1,139 @@
+"""From what people pass to a plan: checkpoint opened, rules understood, plan made or replayed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from compat_restore.checkpoint import CheckpointReader, open_checkpoint
+from compat_restore.errors import PlanError, TargetError
+from compat_restore.planner import plan_restore
+from compat_restore.restore_plan import RestorePlan
+from compat_restore.rules import Rules, as_rules
+from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from os import PathLike
+
+    from compat_restore.rules import RulesLike
+    from compat_restore.targets import Target
+    from compat_restore.tensors import TensorSpec
+
+__all__ = ["is_plain", "opened", "plan", "planned", "structure_for"]
+
+
+def plan(
+    checkpoint: CheckpointReader | str | PathLike[str],
+    target: Target | None,
+    rules: RulesLike | RestorePlan = None,
+    *,
+    match_by: str = "auto",
+    strict: bool = False,
+    skip_mismatched: bool = False,
+    allow_empty: bool = False,
+) -> RestorePlan:
+    """Return what a restore will do, without doing it.
+
+    Args:
+        checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
+        target: a `SessionTarget` or `ObjectTarget`; None for a new checkpoint that takes any name.
+        rules: as for `restore_session`.
+        match_by: as for `restore_objects`.
+        strict: as for `restore_session`.
+        skip_mismatched: as for `restore_session`.
+        allow_empty: as for `restore_session`.
+
+    Raises:
+        PlanError: names, shapes or dtypes do not fit; all faults are listed.
+    """
+    check_match_by(match_by)
+    with opened(checkpoint) as reader:
+        structure = None
+        if isinstance(target, ObjectTarget):
+            structure = structure_for(target, reader, rules, match_by)
+        return planned(
+            reader,
+            None if target is None else target.specs(),
+            rules,
+            pairs=structure.pairs if structure else None,
+            strict=strict,
+            skip_mismatched=skip_mismatched,
+            allow_empty=allow_empty,
+        )
+
+
+@contextmanager
+def opened(checkpoint: CheckpointReader | str | PathLike[str]) -> Iterator[CheckpointReader]:
+    """Open a checkpoint for the time of a `with` statement; an open one stays open after it."""
+    if isinstance(checkpoint, CheckpointReader):
+        yield checkpoint
+        return
+    with open_checkpoint(checkpoint) as reader:
+        yield reader
+
+
+def planned(
+    reader: CheckpointReader,
+    targets: Mapping[str, TensorSpec] | None,
+    rules: RulesLike | RestorePlan,
+    *,
+    pairs: Mapping[str, str] | None = None,
+    strict: bool,
+    skip_mismatched: bool,
+    allow_empty: bool,
+) -> RestorePlan:
+    """Return the plan for a target's specs, or the one given in place of rules, if it fits."""
+    if isinstance(rules, RestorePlan):
+        return rules.fitted(reader.variables(), targets)
+    return plan_restore(
+        reader.variables(),
+        targets,
+        as_rules(rules),
+        roles=reader.roles(),
+        pairs=pairs,
+        strict=strict,
+        skip_mismatched=skip_mismatched,
+        allow_empty=allow_empty,
+    )
+
+
+def structure_for(
+    target: ObjectTarget, reader: CheckpointReader, rules: RulesLike | RestorePlan, match_by: str
+) -> Structure | None:
+    """Return the structure to match by, None to match by names.
+
+    Raises:
+        PlanError: places and names contradict each other.
+        TargetError: matching by structure was asked for, and nothing corresponds.
+    """
+    if match_by == "name" or isinstance(rules, RestorePlan):
+        return None
+    structure = target.structure(reader)
+    if match_by == "object_path":
+        if structure is None:
+            raise TargetError(
+                f"match_by='object_path': no object of the target corresponds to one of checkpoint "
+                f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
+            )
+        return structure
+    if structure is None or not structure.complete or not is_plain(as_rules(rules)):
+        return None
+    if structure.conflicts:
+        raise PlanError(
+            "the structure of the objects and the names of the variables contradict each other; "
+            "say which is right with match_by='name' or match_by='object_path':",
+            [
+                f"'{name}' of the checkpoint stands where '{target_name}' stands in the target, "
+                f"which has a '{name}' too"
+                for name, target_name in structure.conflicts
+            ],
+        )
+    return structure
+
+
+def is_plain(rules: Rules) -> bool:
+    """Whether rules choose everything, under its own name."""
+    return not (rules.include or rules.exclude or rules.rename or rules.transform) and (
+        not rules.drop_slots
+    )
