@@ -166,7 +166,7 @@ def restore_objects(
             allow_empty=allow_empty,
         )
         notes = (*reader.notes, *variables.notes)
-        if structure and is_plain(made.rules) and not made.mismatched:
+        if structure and structure.exact and is_plain(made.rules) and not made.mismatched:
             restored = _carry_out_by_structure(made, reader, variables, structure)
             notes = (*notes, _BY_STRUCTURE)
         else:

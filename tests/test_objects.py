@@ -470,6 +470,40 @@ def test_a_model_is_found_beside_the_optimizer_that_was_saved_with_it(tmp_path, 
         accounted_once(report, reader.variables(), cr.ObjectTarget(model).specs())
 
 
+def test_a_compiled_model_s_optimizer_keeps_its_state_since_no_report_names_it(tmp_path, world):
+    def make():
+        model = sequential(world)
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    source = make()
+    fill(source)
+    source.optimizer.iterations.assign(9)
+    ckpt = saved(source, tmp_path)
+    model = make()
+    report = cr.restore_objects(model, ckpt)
+    np.testing.assert_array_equal(model.get_layer("fc").kernel, source.get_layer("fc").kernel)
+    assert int(model.optimizer.iterations) == 0
+    assert any("iteration" in entry.name for entry in report.unused)
+    with cr.open_checkpoint(ckpt) as reader:
+        accounted_once(report, reader.variables(), cr.ObjectTarget(model).specs())
+
+
+def test_what_only_partly_stands_in_the_same_place_is_matched_by_names(tmp_path, restores):
+    source = tf.Module()
+    source.a = tf.Variable(numbers(2), name="x")
+    source.b = tf.Variable(numbers(2, start=9), name="y")
+    ckpt = tf.train.Checkpoint(source).write(str(tmp_path / "ckpt"))
+    module = tf.Module()
+    module.a = tf.Variable(tf.zeros(2), name="x")
+    module.moved = tf.Variable(tf.zeros(2), name="y")
+    report = cr.restore_objects(module, ckpt)
+    assert restores == []
+    assert names(report.restored) == ["a", "moved"]
+    np.testing.assert_array_equal(module.moved, numbers(2, start=9))
+
+
 def test_a_damaged_object_based_checkpoint_changes_nothing(tmp_path, world):
     source = sequential(world)
     fill(source)
