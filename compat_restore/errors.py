@@ -19,6 +19,7 @@ __all__ = [
     "DamagedCheckpointError",
     "FaultsError",
     "InitializationError",
+    "InputError",
     "MissingDependencyError",
     "OutputError",
     "PlanError",
@@ -69,6 +70,10 @@ class InitializationError(CompatRestoreError, RuntimeError):
 
 class PreservationError(CompatRestoreError, RuntimeError):
     """A variable does not hold the bytes that were restored into it."""
+
+
+class InputError(CompatRestoreError, OSError):
+    """A file that is there cannot be read."""
 
 
 class OutputError(CompatRestoreError, OSError):

@@ -494,3 +494,10 @@ def test_opening_twice_and_closing_twice_is_allowed(golden):
     with BundleReader(prefix) as one, BundleReader(prefix) as other:
         assert one.read("global_step") == other.read("global_step") == 1
     one.close()
+
+
+def test_a_closed_checkpoint_cannot_be_read(golden):
+    with open_checkpoint(golden / "plain") as reader:
+        name = next(iter(reader.specs()))
+    with pytest.raises(UsageError, match="closed"):
+        reader.read(name)

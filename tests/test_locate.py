@@ -15,6 +15,7 @@ from compat_restore.errors import (
     CheckpointNotFoundError,
     CompatRestoreError,
     DamagedCheckpointError,
+    InputError,
 )
 
 
@@ -388,3 +389,17 @@ def test_an_empty_path_is_not_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointNotFoundError):
         locate("")
+
+
+def test_a_file_that_may_not_be_read_is_told_as_that(put, monkeypatch):
+    path = put("plain")
+    real = os.open
+
+    def refusing(name, *args, **kwargs):
+        if str(name).endswith(".index"):
+            raise PermissionError(13, "Permission denied", name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        open_checkpoint(path)

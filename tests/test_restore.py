@@ -255,7 +255,11 @@ def test_a_damaged_tensor_among_many_is_told_before_the_first_variable_changes(c
 
 @pytest.mark.parametrize(
     "first",
-    ["from compat_restore.planner import plan_restore", "import compat_restore.cli.convert", "pass"],
+    [
+        "from compat_restore.planner import plan_restore",
+        "import compat_restore.cli.convert",
+        "pass",
+    ],
 )
 def test_plan_and_convert_are_functions_whatever_was_imported_before(first):
     code = f"import compat_restore as cr; {first}; print(type(cr.plan), type(cr.convert), sep='')"

@@ -45,6 +45,7 @@ from compat_restore.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
     DamagedCheckpointError,
+    UsageError,
 )
 from compat_restore.names import OBJECT_GRAPH_KEY, Role, RoleKind, classify
 from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
@@ -147,6 +148,7 @@ class BundleReader(CheckpointReader):
         self.path = prefix
         self.notes = tuple(notes)
         self._files: dict[int, LocalFile] = {}
+        self._closed = False
         self._entries: dict[str, BundleEntry] = {}
         self._slices: dict[bytes, BundleEntry] = {}
         self._shards = 0
@@ -239,7 +241,8 @@ class BundleReader(CheckpointReader):
                 self._check(label, entry, crc)
 
     def close(self) -> None:
-        """Close the data files."""
+        """Close the data files; nothing can be read after it."""
+        self._closed = True
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -377,6 +380,10 @@ class BundleReader(CheckpointReader):
     # -- reading ---------------------------------------------------------------------------------
 
     def _file(self, shard: int) -> LocalFile:
+        if self._closed:
+            raise UsageError(
+                f"checkpoint '{self.path}' is closed: read before the `with` statement ends"
+            )
         if shard not in self._files:
             self._files[shard] = LocalFile(data_file(self.path, shard, self._shards))
         return self._files[shard]

@@ -10,7 +10,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from compat_restore.errors import CheckpointNotFoundError, DamagedCheckpointError
+from compat_restore.errors import (
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    InputError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,13 +63,17 @@ class LocalFile:
 
         Raises:
             CheckpointNotFoundError: there is no such file, or it is no regular file.
+            InputError: it may not be read.
         """
         self.name = path
         if not is_regular_file(path):
             raise CheckpointNotFoundError(
                 f"'{path}' is {'no regular file' if os.path.exists(path) else 'missing'}"
             )
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise self._unreadable(error) from error
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
@@ -72,7 +81,11 @@ class LocalFile:
 
         Raises:
             DamagedCheckpointError: the file ends before.
+            InputError: the system cannot read it.
+            UsageError: the file is closed.
         """
+        if self._descriptor < 0:
+            raise UsageError(f"'{self.name}' is closed: read before the `with` statement ends")
         if offset < 0 or length < 0 or offset + length > self.size:
             raise DamagedCheckpointError(
                 f"'{self.name}' has {self.size} bytes, but bytes {offset} to {offset + length} "
@@ -80,7 +93,10 @@ class LocalFile:
             )
         chunks = []
         while length:
-            chunk = os.pread(self._descriptor, length, offset)
+            try:
+                chunk = os.pread(self._descriptor, length, offset)
+            except OSError as error:
+                raise self._unreadable(error) from error
             if not chunk:
                 raise DamagedCheckpointError(
                     f"'{self.name}' ended at byte {offset} while it was read: is it being written?"
@@ -89,6 +105,9 @@ class LocalFile:
             offset += len(chunk)
             length -= len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(f"'{self.name}' cannot be read: {error.strerror or error}")
 
     def close(self) -> None:
         """Close the file; closing it twice does nothing."""

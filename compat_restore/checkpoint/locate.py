@@ -12,11 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint.files import is_regular_file
+from compat_restore.checkpoint.files import LocalFile, is_regular_file
 from compat_restore.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
     DamagedCheckpointError,
+    InputError,
     nearest,
 )
 from compat_restore.names import sort_key
@@ -89,8 +90,8 @@ def read_state_file(path: str) -> str | None:
 
     The file is a text protocol buffer, `CheckpointState`.
     """
-    with open(path, "rb") as file:
-        text = file.read(_LONGEST_STATE_FILE).decode(errors="replace")
+    with LocalFile(path) as file:
+        text = file.read(0, min(file.size, _LONGEST_STATE_FILE)).decode(errors="replace")
     match = _STATE_LINE.search(text)
     return _unescape(match[1][1:-1]) if match else None
 
@@ -304,19 +305,19 @@ def _listed(names: list[str]) -> str:
 
 
 def _head(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(64)
+    with LocalFile(path) as file:
+        return file.read(0, min(file.size, 64))
 
 
 def _ends_as_table(path: str) -> bool:
     if not is_regular_file(path):
         return False
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < len(_TABLE_MAGIC):
-            return False
-        file.seek(size - len(_TABLE_MAGIC))
-        return file.read() == _TABLE_MAGIC
+    size = len(_TABLE_MAGIC)
+    try:
+        with LocalFile(path) as file:
+            return file.size >= size and file.read(file.size - size, size) == _TABLE_MAGIC
+    except InputError:  # a neighbour that may not be read is no candidate
+        return False
 
 
 def _not_found_message(path: str) -> str:
