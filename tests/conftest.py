@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,12 +10,26 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Without TensorFlow, the file work must pass all the same; these modules are about TensorFlow.
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+if not HAS_TENSORFLOW:
+    collect_ignore = [
+        "test_both_paths.py",
+        "test_convert.py",
+        "test_objects.py",
+        "test_restore.py",
+        "test_session.py",
+        "test_traps.py",
+    ]
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs something that this machine was not told of."""
     for item in items:
+        if item.get_closest_marker("tensorflow") and not HAS_TENSORFLOW:
+            item.add_marker(pytest.mark.skip(reason="TensorFlow is not installed"))
         for marker, variable in (
             ("corpus", "COMPAT_RESTORE_CORPUS"),
             ("tf1", "COMPAT_RESTORE_TF1_PYTHON"),

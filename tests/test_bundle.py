@@ -457,6 +457,7 @@ def test_trap_23_a_foreign_data_file_is_one_error(copied):
         reader.read("row/w")
 
 
+@pytest.mark.tensorflow
 def test_trap_23_tensorflow_opens_what_is_cut_short_and_aborts_at_the_second_read(copied):
     where = copied("partitioned")
     path = where / "model.ckpt.data-00000-of-00001"

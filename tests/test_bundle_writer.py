@@ -81,6 +81,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.tensorflow
 def test_tensorflow_reads_what_is_written(golden, tmp_path):
     prefix = str(tmp_path / "model.ckpt")
     with open_checkpoint(golden / "dtypes") as reader, BundleWriter(prefix) as writer:
@@ -92,6 +93,7 @@ def test_tensorflow_reads_what_is_written(golden, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == truth_of(golden / "dtypes")
 
 
+@pytest.mark.tensorflow
 def test_tensorflow_reads_a_checkpoint_that_replaced_another_as_one_of_two_data_files(tmp_path):
     write(tmp_path / "m", ONE)
     write(tmp_path / "m", TWO, overwrite=True)

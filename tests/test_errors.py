@@ -27,6 +27,7 @@ BUILTINS = {
     "TargetError": ValueError,
     "InitializationError": RuntimeError,
     "PreservationError": RuntimeError,
+    "InputError": OSError,
     "OutputError": OSError,
     "UsageError": ValueError,
     "MissingDependencyError": ImportError,

@@ -137,6 +137,7 @@ def test_trap_21_a_file_that_is_no_checkpoint_beside_the_index_is_no_second_one(
     assert locate(prefix).notes == ()
 
 
+@pytest.mark.tensorflow
 def test_trap_21_tensorflow_takes_the_v2_one_and_says_nothing(put, golden):
     prefix = put("plain")
     shutil.copy(golden / "partitioned_v1" / "model.ckpt", prefix)

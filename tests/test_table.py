@@ -278,6 +278,7 @@ print(len(tf.train.load_checkpoint(sys.argv[1]).get_variable_to_shape_map()))
 """
 
 
+@pytest.mark.tensorflow
 def test_trap_22_tensorflow_lists_fewer_variables_and_no_error(big):
     index = big.with_name("model.ckpt.index")
     whole = index.read_bytes()

@@ -39,6 +39,7 @@ def test_dtypes_have_the_numbers_and_sizes_of_types_proto():
     assert all(DType.from_number(number).value == name for name, (number, _) in TYPES_PROTO.items())
 
 
+@pytest.mark.tensorflow
 def test_tensorflow_gives_its_dtypes_the_same_numbers():
     import tensorflow as tf
 

@@ -345,6 +345,7 @@ def peer_fails_on(prefix):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.tensorflow
 def test_trap_20_partitioned_v1_checkpoints_are_read_where_tensorflow_s_reader_cannot(golden):
     failed = peer_fails_on(golden / "partitioned_v1" / "model.ckpt")
     assert {"row/w", "col/w", "row/w/Adam"} <= set(failed)
@@ -354,6 +355,7 @@ def test_trap_20_partitioned_v1_checkpoints_are_read_where_tensorflow_s_reader_c
     assert {name: rows[name] for name in failed} == {name: truth[name] for name in failed}
 
 
+@pytest.mark.tensorflow
 def test_trap_20_v1_dtypes_are_read_where_tensorflow_s_reader_cannot(golden):
     failed = peer_fails_on(golden / "dtypes_v1" / "model.ckpt")
     dtypes = {name.split("/")[0] for name in failed}
