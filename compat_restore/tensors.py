@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from compat_restore.errors import CheckpointFormatError, UsageError
 
@@ -245,9 +245,9 @@ class TensorSpec:
         Raises:
             UsageError: the rank or a dimension is open.
         """
-        if self.shape is None or any(dim is None for dim in self.shape):
+        if self.shape is None or None in self.shape:
             raise UsageError(f"variable '{self.name}' declares no full shape: {self.summary}")
-        return tuple(dim for dim in self.shape if dim is not None)
+        return cast("Shape", self.shape)
 
     @property
     def summary(self) -> str:

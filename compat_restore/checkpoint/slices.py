@@ -6,6 +6,7 @@ Sources: TensorFlow's `core/util/saved_tensor_slice_util.cc` (the keys),
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ _MOST_ELEMENTS = 1 << 59  # of 16 bytes: NumPy counts bytes in int64, passing ov
 _MOST_IRREGULAR_SLICES = 2000
 
 
+@lru_cache(maxsize=1024)
 def decode_shape(data: bytes) -> Shape:
     """Decode a `TensorShapeProto` whose dimensions are all known."""
     dims = []

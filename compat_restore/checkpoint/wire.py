@@ -50,6 +50,8 @@ def varint(data: bytes, position: int, end: int | None = None) -> tuple[int, int
     """
     if end is None:
         end = len(data)
+    if position < end and data[position] < 0x80:  # by far the most: no loop
+        return data[position], position + 1
     value = shift = 0
     for at in range(position, min(position + _LONGEST_VARINT, end)):
         byte = data[at]
@@ -75,7 +77,11 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
     """
     position, end = 0, len(data)
     while position < end:
-        tag, position = varint(data, position, end)
+        tag = data[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = varint(data, position, end)
         number, kind = tag >> 3, tag & 7
         if number == 0:
             raise WireError(f"field number 0 at byte {position}")

@@ -10,7 +10,6 @@ from compat_restore.cli.options import add_rule_options, rules_from
 from compat_restore.cli.output import write, write_json
 from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
-from compat_restore.planner import plan_restore
 from compat_restore.tables import escaped, fold, format_bytes, format_table
 from compat_restore.tensors import format_shape
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.rules import Rules
     from compat_restore.tensors import TensorSpec
 
 __all__ = ["run"]
@@ -49,22 +49,33 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")
     rules = rules_from(args).replace(rename=(), transform=())  # a file's are for other commands
     with open_checkpoint(args.checkpoint) as reader:
-        try:
-            chosen = plan_restore(
-                reader.variables(), None, rules, roles=reader.roles(), allow_empty=True
-            )
-        except PlanError as error:
-            raise PlanError("these rules do not fit the checkpoint:", error.faults) from None
-        wanted = {item.source for item in chosen.items}
-        if not (rules.include or rules.exclude or rules.drop_slots):
-            wanted = set(reader.variables())
-        specs = {name: spec for name, spec in reader.variables().items() if name in wanted}
         roles = reader.roles()
+        specs = _chosen(reader.variables(), roles, rules)
         if args.json:
             write_json(_as_json(reader, specs, roles))
         else:
             write(_as_text(reader, specs, roles, full=args.full))
     return 0
+
+
+def _chosen(
+    specs: Mapping[str, TensorSpec], roles: Mapping[str, Role], rules: Rules
+) -> Mapping[str, TensorSpec]:
+    """Return the specs that the rules want.
+
+    Raises:
+        PlanError: a rule matches nothing.
+    """
+    if not (rules.include or rules.exclude or rules.drop_slots):
+        return specs
+    from compat_restore.planner import plan_restore
+
+    try:
+        chosen = plan_restore(specs, None, rules, roles=roles, allow_empty=True)
+    except PlanError as error:
+        raise PlanError("these rules do not fit the checkpoint:", error.faults) from None
+    wanted = {item.source for item in chosen.items}
+    return {name: spec for name, spec in specs.items() if name in wanted}
 
 
 def _as_text(
