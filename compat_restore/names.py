@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from compat_restore.tensors import TensorSpec
 
@@ -25,6 +25,7 @@ __all__ = [
     "classify",
     "in_order",
     "sort_key",
+    "without_model_name",
 ]
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -37,6 +38,7 @@ class RoleKind(str, enum.Enum):
     SLOT = "slot"
     AVERAGE = "average"
     BOOKKEEPING = "bookkeeping"
+    COPY = "copy"
     CONTAINER = "container"
 
     def __str__(self) -> str:
@@ -49,8 +51,9 @@ class Role:
 
     Attributes:
         kind: a variable; an optimizer's slot or a moving average of one; bookkeeping (counters,
-            powers of beta, the global step); or a part of the container itself (the object graph).
-        owner: the variable that a slot or average belongs to.
+            powers of beta, the global step); a second copy of a variable, as SavedModels hold; or
+            a part of the container itself (the object graph).
+        owner: the variable that a slot, average or copy belongs to.
         slot: which slot it is: `Adam_1`, `m`, `ExponentialMovingAverage`.
     """
 
@@ -75,6 +78,8 @@ _BOOKKEEPING = re.compile(
     r"(?:.*/)?(?:beta[12]_power(?:_\d+)?|global_step|local_step|global_step/\w*"
     r"|current_loss_scale|good_steps|loss_scale|save_counter)"
 )
+# Deeper names are hostile ones; looking for their owners would take time without end.
+_MOST_SCOPES = 100
 _DIGITS = "0123456789"
 _NUMBER = re.compile(r"([0-9]+)")
 _PART = re.compile(r"/part_\d+$")
@@ -94,6 +99,29 @@ def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
+def without_model_name(names: Iterable[str]) -> dict[str, str]:
+    """Return names without their first part, for names that all lie two parts below it.
+
+    Keras 3 puts the name of a model before those of its layers, numbered by itself
+    (`sequential_3/fc/kernel`). Only what stays two parts long, and is nobody else's name, is given.
+    """
+    by_first: dict[str, list[str]] = {}
+    for name in names:
+        by_first.setdefault(name.partition("/")[0], []).append(name)
+    everything = {name for members in by_first.values() for name in members}
+    shorter: dict[str, str] = {}
+    times: dict[str, int] = {}
+    for members in by_first.values():
+        if all(name.count("/") >= 2 for name in members):
+            for name in members:
+                rest = name.partition("/")[2]
+                shorter[name] = rest
+                times[rest] = times.get(rest, 0) + 1
+    return {
+        name: rest for name, rest in shorter.items() if times[rest] == 1 and rest not in everything
+    }
+
+
 def in_order(specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
     """Return specs in the order in which plans list names."""
     return sorted(specs.items(), key=lambda pair: sort_key(pair[0]))
@@ -108,7 +136,7 @@ def _role(name: str, specs: Mapping[str, TensorSpec]) -> Role:
     if name == OBJECT_GRAPH_KEY:
         return Role(RoleKind.CONTAINER)
     scope, separator, last = name.rpartition("/")
-    if separator:
+    if separator and name.count("/") <= _MOST_SCOPES:
         if _AVERAGE.fullmatch(last) and (owner := _owner(scope, name, specs)):
             return Role(RoleKind.AVERAGE, owner, last)
         if last in _ZERO_DEBIAS and (owner := _debiased_owner(scope, last, name, specs)):

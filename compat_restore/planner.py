@@ -7,6 +7,7 @@ It touches no file and no TensorFlow.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.errors import PlanError, RuleError, nearest
@@ -21,12 +22,12 @@ from compat_restore.restore_plan import (
     misfit,
     summary,
 )
-from compat_restore.rules import Rules, compiled
+from compat_restore.rules import Rules, any_match, first_match, matches
 from compat_restore.tensors import DType, TensorSpec, element_count
 from compat_restore.transforms import transformed_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from compat_restore.tensors import Shape
 
@@ -72,6 +73,20 @@ def plan_restore(
     return planner.plan(strict=strict, skip_mismatched=skip_mismatched, allow_empty=allow_empty)
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a name leads: to a variable, to several that go by it, or nowhere."""
+
+    name: str
+    target: str | None
+    owners: tuple[str, ...] = ()
+    by_alias: bool = False
+
+    def without_alias(self) -> _Way:
+        """Return the way without what it reaches by an alias."""
+        return _Way(self.name, None) if self.by_alias else self
+
+
 class _Planner:
     """The state of one call of `plan_restore`."""
 
@@ -89,6 +104,11 @@ class _Planner:
         self.rules = rules
         self.roles = classify(sources) if roles is None else roles
         self.pairs = pairs
+        # Matched once a name: rules made of names can be thousands.
+        self.first_include = first_match(rules.include)
+        self.first_exclude = first_match(rules.exclude)
+        self.first_rename = first_match([rule.pattern for rule in rules.rename])
+        self.first_transform = first_match([rule.pattern for rule in rules.transform])
         self.aliases = _aliases(self.targets or {})
         self.faults: list[str] = []
         self.items: list[RestoreItem] = []
@@ -99,26 +119,33 @@ class _Planner:
         self.suggestions = 0
 
     def plan(self, *, strict: bool, skip_mismatched: bool, allow_empty: bool) -> RestorePlan:
-        renamed: dict[int, list[tuple[str, str | None]]] = {}
+        wanted: list[tuple[str, int | None, list[_Way]]] = []
         for name in self.sources:
             skip = self._skipped(name)
-            new_names, rule = self.rules.targets_of(name)
+            rule = self.first_rename(name)
+            new_names = (name,) if rule is None else self.rules.rename[rule].names(name) or ()
             if skip is None and not new_names:
                 skip = (Reason.DROPPED, "" if rule is None else f"rename {rule + 1}")
-            if skip is not None:
-                self._leave_out(name, *skip)
-                for _, target in self._found(name, new_names, rule):
-                    if target is not None:
-                        self.left_out.setdefault(target, f"{skip[0]}: '{name}'")
+            ways = self._ways(name, new_names, rule)
+            if skip is None:
+                wanted.append((name, rule, ways))
                 continue
-            found = self._found(name, new_names, rule, wanted=True)
+            self._leave_out(name, *skip)
+            for way in ways:
+                if way.target is not None:
+                    self.left_out.setdefault(way.target, f"{skip[0]}: '{name}'")
+        renamed: dict[int, list[_Way]] = {}
+        claimed = {way.target for _, _, ways in wanted for way in ways if not way.by_alias}
+        for name, rule, all_ways in wanted:
+            # A variable whose own name is called needs nobody who knows it by another.
+            ways = [way.without_alias() if way.target in claimed else way for way in all_ways]
             if rule is not None:
-                renamed.setdefault(rule, []).extend(found)
-            self._place(name, found, rule, skip_mismatched=skip_mismatched, strict=strict)
+                renamed.setdefault(rule, []).extend(ways)
+            self._place(name, ways, rule, skip_mismatched=skip_mismatched, strict=strict)
         self._check_collisions()
         self._check_rules(renamed)
         missing = self._missing(strict=strict)
-        if not self.items and not allow_empty and not self.faults:
+        if not allow_empty and not self.faults and self._restores_nothing():
             self.faults.append(self._nothing())
         if self.faults:
             raise PlanError(
@@ -137,11 +164,13 @@ class _Planner:
         role = self.roles.get(name)
         if role and role.kind is RoleKind.CONTAINER:
             return Reason.CONTAINER, ""
-        if self.rules.include and not any(_matches(p, name) for p in self.rules.include):
+        if role and role.kind is RoleKind.COPY and name not in (self.pairs or ()):
+            return Reason.COPY, f"'{role.owner}'"
+        if self.rules.include and self.first_include(name) is None:
             return Reason.NOT_INCLUDED, ""
-        for pattern in self.rules.exclude:
-            if _matches(pattern, name):
-                return Reason.EXCLUDED, f"exclude '{pattern}'"
+        number = self.first_exclude(name)
+        if number is not None:
+            return Reason.EXCLUDED, f"exclude '{self.rules.exclude[number]}'"
         if self.rules.drop_slots and role and role.kind is not RoleKind.VARIABLE:
             return Reason.SLOT, "" if role.owner else str(role.kind)
         return None
@@ -154,36 +183,33 @@ class _Planner:
             )
         )
 
-    def _found(
-        self, name: str, new_names: tuple[str, ...], rule: int | None, *, wanted: bool = False
-    ) -> list[tuple[str, str | None]]:
-        """Return (new name, the variable that it means) for each new name of a tensor."""
+    def _ways(self, name: str, new_names: tuple[str, ...], rule: int | None) -> list[_Way]:
+        """Return where each new name of a tensor leads."""
         if rule is None and self.pairs is not None:
-            return [(name, self.pairs.get(name))]
-        return [(new, self._resolve(new, name if wanted else None)) for new in new_names]
-
-    def _resolve(self, name: str, tensor: str | None = None) -> str | None:
-        """Return the variable that a name means, None if there is none.
-
-        Args:
-            name: the variable's name, or an alias that it alone has.
-            tensor: the tensor that is to go there; a name that means several variables is a fault.
-        """
-        if self.targets is None or name in self.targets:
-            return name
-        owners = self.aliases.get(name, ())
-        if len(owners) > 1 and tensor is not None:
+            return [_Way(name, self.pairs.get(name))]
+        ways = [self._way(new_name) for new_name in new_names]
+        if rule is None and ways[0].target is None and not ways[0].owners:
+            # By the name without that of its model, which may have another number today.
+            for alias in self.sources[name].aliases:
+                way = self._way(alias)
+                if way.target is not None or way.owners:
+                    return [_Way(name, way.target, way.owners, by_alias=True)]
+        if "" in new_names:
             self.faults.append(
-                f"tensor '{tensor}': {len(owners)} variables go by the name '{name}', "
-                + " and ".join(f"'{owner}'" for owner in owners)
-                + "; rename it to the one that is meant, or to all of them"
+                f"tensor '{name}': rename {(rule or 0) + 1} gives it an empty name; None drops it"
             )
-        return owners[0] if len(owners) == 1 else None
+        return ways
+
+    def _way(self, name: str) -> _Way:
+        if self.targets is None or name in self.targets:
+            return _Way(name, name)
+        owners = self.aliases.get(name, ())
+        return _Way(name, owners[0] if len(owners) == 1 else None, owners, by_alias=True)
 
     def _place(
         self,
         name: str,
-        found: list[tuple[str, str | None]],
+        ways: list[_Way],
         rule: int | None,
         *,
         skip_mismatched: bool,
@@ -191,17 +217,25 @@ class _Planner:
     ) -> None:
         """Put a wanted tensor into each variable that was found for it."""
         spec = self.sources[name]
-        there = list(dict.fromkeys(target for _, target in found if target is not None))
+        for way in ways:
+            if len(way.owners) > 1:
+                self.faults.append(
+                    f"tensor '{name}': {len(way.owners)} variables go by the name '{way.name}', "
+                    + " and ".join(f"'{owner}'" for owner in way.owners)
+                    + "; rename it to the one that is meant, or to all of them"
+                )
+        there = list(dict.fromkeys(way.target for way in ways if way.target is not None))
         if not there:
-            names = ", ".join(f"'{new}'" for new, _ in found)
+            names = ", ".join(f"'{way.name}'" for way in ways)
             self._leave_out(name, Reason.NO_VARIABLE, "" if rule is None else names)
             if strict:
                 self.faults.append(
                     f"tensor '{name}': strict, and the target has no variable {names}"
-                    + self._suggestion(found[0][0], self.targets or {})
+                    + self._suggestion(ways[0].name, self.targets or {})
                 )
             return
-        transforms = self.rules.transforms_of(name)
+        number = self.first_transform(name)
+        transforms = () if number is None else self.rules.transform[number].transforms
         try:
             dtype, shape = transformed_spec(transforms, spec.dtype, spec.known_shape)
         except RuleError as error:
@@ -253,64 +287,66 @@ class _Planner:
                     + "; exclude all but one, or rename them apart"
                 )
 
-    def _check_rules(self, renamed: Mapping[int, list[tuple[str, str | None]]]) -> None:
+    def _check_rules(self, renamed: Mapping[int, list[_Way]]) -> None:
         """Find rules that did nothing: a rule that nothing obeys is a misunderstanding."""
         if self.rules.allow_unmatched:
             return
-        names = list(self.sources)
         patterns = [("include", pattern) for pattern in self.rules.include]
         patterns += [("exclude", pattern) for pattern in self.rules.exclude]
         patterns += [("transform", rule.pattern) for rule in self.rules.transform]
         patterns += [("rename", rule.pattern) for rule in self.rules.rename]
         unmatched = set()
         for kind, pattern in patterns:
-            if not any(_matches(pattern, name) for name in names):
+            if not any_match(pattern, self.sources):
                 unmatched.add((kind, pattern))
                 self.faults.append(self._unmatched_message(kind, pattern))
+        transforms = [rule.pattern for rule in self.rules.transform]
+        for number, pattern in enumerate(transforms):
+            if ("transform", pattern) not in unmatched and self._shadowed(
+                pattern, transforms[:number]
+            ):
+                self.faults.append(
+                    f"transform '{pattern}': every name that it matches is decided by a "
+                    "transform before it; put it first, or give one rule both transforms"
+                )
         for number, rule in enumerate(self.rules.rename):
             if ("rename", rule.pattern) in unmatched:
                 continue
             if rule.to is not None and (found := renamed.get(number)):
                 count = 1 if isinstance(rule.to, str) else len(rule.to)
                 for nth in range(count):  # of the new names of each tensor
-                    new = found[nth][0]
-                    if all(target is None for _, target in found[nth::count]):
+                    new = found[nth].name
+                    if all(way.target is None for way in found[nth::count]):
                         self.faults.append(
                             f"rename '{rule}': {_counted(len(found) // count, 'tensor')} matched, "
                             f"but the target has no variable of the new name, such as '{new}'"
                             + self._suggestion(new, self.targets or {})
                         )
-            elif self._shadowed(number):
+            elif self._shadowed(
+                rule.pattern, [other.pattern for other in self.rules.rename[:number]]
+            ):
                 self.faults.append(
                     f"rename '{rule}': every name that it matches is decided by a rename before "
                     "it; put it first, or remove it"
                 )
 
-    def _shadowed(self, number: int) -> bool:
-        pattern = self.rules.rename[number].pattern
-        before = self.rules.rename[:number]
-        return all(
-            any(_matches(rule.pattern, name) for rule in before)
-            for name in self.sources
-            if _matches(pattern, name)
+    def _shadowed(self, pattern: str, before: Sequence[str]) -> bool:
+        """Whether patterns before this one match all that it matches."""
+        first = first_match(before)
+        return bool(before) and all(
+            first(name) is not None for name in self.sources if matches(pattern, name)
         )
 
     def _unmatched_message(self, kind: str, pattern: str) -> str:
         message = f"{kind} '{pattern}': it matches no name in the checkpoint"
-        try:
-            started = [name for name in self.sources if re.match(pattern, name)]
-        except re.error:
-            started = []
-        if started:
-            longer = f"{pattern}.*"
-            if not _matches(longer, started[0]):
-                longer = f"(?:{pattern}).*"
-            return (
-                f"{message}; a pattern must match a whole name, and '{longer}' would match "
-                f"'{started[0]}'"
-            )
         if pattern.endswith(":0"):
             return f'{message}; names in a checkpoint carry no ":0"'
+        for longer in _longer_patterns(pattern):
+            if found := next((name for name in self.sources if matches(longer, name)), None):
+                return (
+                    f"{message}; a pattern must match a whole name, and '{longer}' would match "
+                    f"'{found}'"
+                )
         return message + self._suggestion(pattern, self.sources)
 
     def _suggestion(self, name: str, among: Iterable[str]) -> str:
@@ -346,6 +382,20 @@ class _Planner:
                 )
         return tuple(sorted(missing, key=lambda skip: sort_key(skip.name)))
 
+    def _restores_nothing(self) -> bool:
+        """Whether no variable is restored, or nothing but counters and slots beside them."""
+        if not self.items:
+            return True
+        wanted = any(
+            skip.reason is Reason.NO_VARIABLE and self._is_variable(skip.name)
+            for skip in self.unused
+        )
+        return wanted and not any(self._is_variable(item.source) for item in self.items)
+
+    def _is_variable(self, name: str) -> bool:
+        role = self.roles.get(name)
+        return role is None or role.kind in (RoleKind.VARIABLE, RoleKind.COPY)
+
     def _nothing(self) -> str:
         """Say why nothing would be restored, with names from both sides."""
         if not self.sources:
@@ -358,15 +408,26 @@ class _Planner:
             )
         if not wanted:
             return "nothing would be restored: the rules leave out every tensor of the checkpoint"
+        what = "nothing"
+        if self.items:
+            what = f"nothing but {_examples(item.target for item in self.items)}"
+            wanted = [name for name in wanted if self._is_variable(name)]
         return (
-            "nothing would be restored: no name in the checkpoint "
+            f"{what} would be restored: no name in the checkpoint "
             f"({_examples(wanted)}) is the name of a variable ({_examples(self.targets or {})}); "
-            "rename what differs, or pass allow_empty=True if nothing is right"
+            "rename what differs, or pass allow_empty=True (--allow-empty) if that is right"
         )
 
 
-def _matches(pattern: str, name: str) -> bool:
-    return compiled(pattern).fullmatch(name) is not None
+def _longer_patterns(pattern: str) -> Iterator[str]:
+    """Yield what somebody may have meant: all below a scope, a glob, all that starts so."""
+    if pattern.endswith("*"):
+        yield f"{pattern[:-1]}.*"
+    for whole in (pattern, f"(?:{pattern})"):
+        yield f"{whole}/.*"
+    for whole in (pattern, f"(?:{pattern})"):
+        yield f"{whole}.*"
+    yield f"(?i:{pattern})"
 
 
 def _aliases(targets: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:

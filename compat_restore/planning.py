@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
-from compat_restore.errors import PlanError, TargetError
+from compat_restore.errors import PlanError, TargetError, UsageError
 from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import RestorePlan
-from compat_restore.rules import Rules, as_rules
+from compat_restore.rules import as_rules
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compat_restore.targets import Target
     from compat_restore.tensors import TensorSpec
 
-__all__ = ["is_plain", "opened", "plan", "planned", "structure_for"]
+__all__ = ["opened", "plan", "planned", "structure_for"]
 
 
 def plan(
@@ -29,6 +29,7 @@ def plan(
     rules: RulesLike | RestorePlan = None,
     *,
     match_by: str = "auto",
+    root: str | None = None,
     strict: bool = False,
     skip_mismatched: bool = False,
     allow_empty: bool = False,
@@ -40,6 +41,7 @@ def plan(
         target: a `SessionTarget` or `ObjectTarget`; None for a new checkpoint that takes any name.
         rules: as for `restore_session`.
         match_by: as for `restore_objects`.
+        root: as for `restore_objects`.
         strict: as for `restore_session`.
         skip_mismatched: as for `restore_session`.
         allow_empty: as for `restore_session`.
@@ -51,7 +53,7 @@ def plan(
     with opened(checkpoint) as reader:
         structure = None
         if isinstance(target, ObjectTarget):
-            structure = structure_for(target, reader, rules, match_by)
+            structure = structure_for(target, reader, rules, match_by, root)
         return planned(
             reader,
             None if target is None else target.specs(),
@@ -85,7 +87,11 @@ def planned(
 ) -> RestorePlan:
     """Return the plan for a target's specs, or the one given in place of rules, if it fits."""
     if isinstance(rules, RestorePlan):
-        return rules.fitted(reader.variables(), targets)
+        if skip_mismatched:
+            raise UsageError("skip_mismatched goes into making a plan; this one is made already")
+        made = rules.fitted(reader.variables(), targets)
+        made.check_demands(strict=strict, allow_empty=allow_empty)
+        return made
     return plan_restore(
         reader.variables(),
         targets,
@@ -99,7 +105,11 @@ def planned(
 
 
 def structure_for(
-    target: ObjectTarget, reader: CheckpointReader, rules: RulesLike | RestorePlan, match_by: str
+    target: ObjectTarget,
+    reader: CheckpointReader,
+    rules: RulesLike | RestorePlan,
+    match_by: str,
+    root: str | None = None,
 ) -> Structure | None:
     """Return the structure to match by, None to match by names.
 
@@ -109,7 +119,7 @@ def structure_for(
     """
     if match_by == "name" or isinstance(rules, RestorePlan):
         return None
-    structure = target.structure(reader)
+    structure = target.structure(reader, root)
     if match_by == "object_path":
         if structure is None:
             raise TargetError(
@@ -117,8 +127,14 @@ def structure_for(
                 f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
             )
         return structure
-    if structure is None or not structure.complete or not is_plain(as_rules(rules)):
+    if structure is None or not structure.complete or not as_rules(rules).is_plain:
         return None
+    if structure.rivals:
+        places = " and ".join(f"'{root}'" for root in sorted((structure.root, *structure.rivals)))
+        raise PlanError(
+            "the target fits several objects of the checkpoint equally well:",
+            [f"{places}: choose one with root=..., or match by names with match_by='name'"],
+        )
     if structure.conflicts:
         raise PlanError(
             "the structure of the objects and the names of the variables contradict each other; "
@@ -130,10 +146,3 @@ def structure_for(
             ],
         )
     return structure
-
-
-def is_plain(rules: Rules) -> bool:
-    """Whether rules choose everything, under its own name."""
-    return not (rules.include or rules.exclude or rules.rename or rules.transform) and (
-        not rules.drop_slots
-    )

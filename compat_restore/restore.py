@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
-from compat_restore.planning import is_plain, opened, planned, structure_for
+from compat_restore.planning import opened, planned, structure_for
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
 from compat_restore.targets.session import (
@@ -122,6 +122,7 @@ def restore_objects(
     rules: RulesLike | RestorePlan = None,
     *,
     match_by: str = "auto",
+    root: str | None = None,
     strict: bool = False,
     skip_mismatched: bool = False,
     allow_empty: bool = False,
@@ -137,6 +138,8 @@ def restore_objects(
         match_by: for an object-based checkpoint, "object_path" matches by the structure of the
             objects, "name" by the variables' full names; "auto" takes the structure where it is
             the same, and no rules are given.
+        root: which object of the checkpoint the target is: a child of its root (`model` for what
+            `tf.train.Checkpoint(model=...)` wrote), or "" for the root itself; found if None.
         strict: a variable that the checkpoint does not set, or a wanted tensor that no variable
             takes, is an error.
         skip_mismatched: leave out what differs in shape or dtype, rather than fail.
@@ -155,7 +158,7 @@ def restore_objects(
     check_match_by(match_by)
     variables = ObjectTarget(target)
     with opened(checkpoint) as reader:
-        structure = structure_for(variables, reader, rules, match_by)
+        structure = structure_for(variables, reader, rules, match_by, root)
         made = planned(
             reader,
             variables.specs(),
@@ -166,7 +169,7 @@ def restore_objects(
             allow_empty=allow_empty,
         )
         notes = (*reader.notes, *variables.notes)
-        if structure and structure.exact and is_plain(made.rules) and not made.mismatched:
+        if structure and structure.exact and made.rules.is_plain and not made.mismatched:
             restored = _carry_out_by_structure(made, reader, variables, structure)
             notes = (*notes, _BY_STRUCTURE)
         else:
@@ -179,7 +182,10 @@ def restore_objects(
             restored=restored,
             initialized=tuple(
                 Initialized(
-                    name=skip.name, dtype=skip.dtype, shape=skip.shape, reason=skip.remark()
+                    name=skip.name,
+                    dtype=skip.dtype,
+                    shape=skip.shape,
+                    reason=f"{skip.remark()}; keeps the value that it has",
                 )
                 for skip in made.missing
             ),

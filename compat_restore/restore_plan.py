@@ -52,6 +52,7 @@ class Reason(str, enum.Enum):
     DROPPED = "dropped"
     SLOT = "slot left out"
     CONTAINER = "part of the container"
+    COPY = "a copy of another"
     NO_VARIABLE = "no such variable"
     NOT_IN_CHECKPOINT = "not in the checkpoint"
     NOT_CHOSEN = "not chosen"
@@ -327,30 +328,54 @@ class RestorePlan:
             self,
             mismatched=mismatched,
             unused=tuple(
-                unused.get(name)
-                or Unused(
+                Unused(
                     name=name,
                     dtype=spec.dtype,
                     shape=spec.known_shape,
-                    reason=Reason.NOT_INCLUDED,
-                    detail=_NOT_PLANNED,
+                    reason=unused[name].reason if name in unused else Reason.NOT_INCLUDED,
+                    detail=unused[name].detail if name in unused else _NOT_PLANNED,
                 )
                 for name, spec in in_order(sources)
                 if name not in used
             ),
             missing=tuple(
-                missing.get(name)
-                or Missing(
+                Missing(
                     name=name,
                     dtype=spec.dtype,
                     shape=spec.shape,
-                    reason=Reason.NOT_CHOSEN,
-                    detail=_NOT_PLANNED,
+                    reason=missing[name].reason if name in missing else Reason.NOT_CHOSEN,
+                    detail=missing[name].detail if name in missing else _NOT_PLANNED,
                 )
                 for name, spec in in_order(targets or {})
                 if name not in taken
             ),
         )
+
+    def check_demands(self, *, strict: bool, allow_empty: bool) -> None:
+        """Check that the plan does what is demanded of it.
+
+        Args:
+            strict: no variable may be missing, and no tensor lack its variable.
+            allow_empty: a plan that restores nothing will do.
+
+        Raises:
+            PlanError: it does not.
+        """
+        faults = []
+        if not self.items and not allow_empty:
+            faults.append("the plan restores nothing; pass allow_empty=True if that is right")
+        if strict:
+            faults += [
+                f"variable '{skip.name}': strict, and the plan restores nothing into it"
+                for skip in self.missing
+            ]
+            faults += [
+                f"tensor '{skip.name}': strict, and the target has no variable for it"
+                for skip in self.unused
+                if skip.reason is Reason.NO_VARIABLE
+            ]
+        if faults:
+            raise PlanError("the plan does not do what is demanded:", faults)
 
     def __str__(self) -> str:
         """Return the plan as a table; repeated layers are folded."""

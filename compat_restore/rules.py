@@ -18,14 +18,25 @@ from compat_restore.names import canonical_name
 from compat_restore.transforms import Transform, transform_from_dict, transform_to_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from os import PathLike
 
     Replacement: TypeAlias = str | tuple[str, ...] | None
     RulesLike: TypeAlias = "Rules | Mapping[str, object] | str | PathLike[str] | None"
 
-__all__ = ["InvalidRulesError", "Rename", "Rules", "TransformRule", "as_rules", "compiled"]
+__all__ = [
+    "InvalidRulesError",
+    "Rename",
+    "Rules",
+    "TransformRule",
+    "any_match",
+    "as_rules",
+    "compiled",
+    "first_match",
+    "matches",
+]
 
+_SPECIAL = frozenset(".^$*+?{}[]|()\\")
 _RULES_KEYS = ("include", "exclude", "rename", "transform", "drop_slots", "allow_unmatched")
 
 
@@ -150,9 +161,9 @@ class Rules:
             raise InvalidRulesError("the rules are not valid:", faults)
 
     @property
-    def decides_everything(self) -> bool:
-        """Whether these are the empty rules: every tensor, under its own name."""
-        return self == Rules(drop_slots=False, allow_unmatched=self.allow_unmatched)
+    def is_plain(self) -> bool:
+        """Whether these want every tensor, under its own name, as it is."""
+        return self == Rules(allow_unmatched=self.allow_unmatched)
 
     def targets_of(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """Return (names of the variables for a wanted tensor, number of the rename that decided).
@@ -168,7 +179,7 @@ class Rules:
     def transforms_of(self, name: str) -> tuple[Transform, ...]:
         """Return the transforms for a tensor, none unless a rule says so."""
         for rule in self.transform:
-            if compiled(rule.pattern).fullmatch(name):
+            if matches(rule.pattern, name):
                 return rule.transforms
         return ()
 
@@ -348,6 +359,53 @@ def compiled(pattern: str) -> re.Pattern[str]:
     if found is None:
         found = _cache[pattern] = re.compile(pattern)
     return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern matches a whole name."""
+    return compiled(pattern).fullmatch(name) is not None
+
+
+def any_match(pattern: str, names: Collection[str]) -> bool:
+    """Whether a pattern matches any of some names, which are looked up where it is one itself."""
+    literal = _literal(pattern)
+    if literal is not None:
+        return literal in names
+    return any(matches(pattern, name) for name in names)
+
+
+def first_match(patterns: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function that gives the number of the first pattern that matches a name.
+
+    Patterns that are plain names, of which there can be thousands, are looked up.
+    """
+    literals: dict[str, int] = {}
+    others: list[tuple[int, re.Pattern[str]]] = []
+    for number, pattern in enumerate(patterns):
+        literal = _literal(pattern)
+        if literal is None:
+            others.append((number, compiled(pattern)))
+        else:
+            literals.setdefault(literal, number)
+
+    def first(name: str) -> int | None:
+        exact = literals.get(name)
+        for number, pattern in others:
+            if exact is not None and number > exact:
+                break
+            if pattern.fullmatch(name):
+                return number
+        return exact
+
+    return first
+
+
+def _literal(pattern: str) -> str | None:
+    """Return the only name that a pattern matches, None if it is more than a name."""
+    if not _SPECIAL & set(pattern):
+        return pattern
+    name = re.sub(r"\\([^0-9A-Za-z])", r"\1", pattern)
+    return name if re.escape(name) == pattern else None
 
 
 def _patterns(kind: str, patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -216,7 +216,8 @@ class TensorSpec:
         shape: the full shape; None in a target whose variable declares none, and None for a
             dimension that it leaves open.
         slices: the parts of a partitioned tensor, in the order stored; empty if it is whole.
-        aliases: other names by which rules may reach a target's variable, if nothing else has them.
+        aliases: other names that it goes by, where nothing else has them: the names by which rules
+            may reach a target's variable, or a tensor's name without that of its model.
         full_name: in an object-based checkpoint, the variable's own name.
         nbytes: bytes as stored, where known (strings take more than their shape says).
     """

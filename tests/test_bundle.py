@@ -332,8 +332,32 @@ def parted(tmp_path, *parts, shape=(4,), **stored):
 
 
 def test_parts_are_put_where_their_slices_say(tmp_path):
-    prefix = parted(tmp_path, Slice((3,), (1,)), Slice((0,), (3,)))
-    assert read_all(prefix)["w"].tolist() == [0, 1, 2, 0]
+    last, first = Slice((3,), (1,)), Slice((0,), (3,))
+    entries = {
+        "w": BundleEntry(DType.float32, (4,), slices=(last, first)),
+        slice_key("w", last): entry_of(FOUR[:4], DType.float32, (1,)),
+        slice_key("w", first): entry_of(FOUR[4:], DType.float32, (3,), offset=4),
+    }
+    assert read_all(bundle(tmp_path, entries, FOUR))["w"].tolist() == [1, 2, 3, 0]
+
+
+def test_parts_that_share_bytes_are_damage_before_memory_is_asked_for(tmp_path):
+    prefix = parted(tmp_path, *HALVES)
+    with open_checkpoint(prefix) as reader:
+        with pytest.raises(DamagedCheckpointError, match="share bytes"):
+            reader.verify(["w"])
+        with pytest.raises(DamagedCheckpointError, match="share bytes"):
+            reader.read("w")
+
+
+@pytest.mark.parametrize("parts", [(0, 1), (1, 2)])
+def test_verifying_finds_what_reading_would_find(tmp_path, parts):
+    slices = [Slice((start,), (2,)) for start in parts]
+    with (
+        open_checkpoint(parted(tmp_path, *slices)) as reader,
+        pytest.raises(DamagedCheckpointError, match="do not fit"),
+    ):
+        reader.verify(["w"])
 
 
 HALVES = (Slice((0,), (2,)), Slice((2,), (2,)))

@@ -535,7 +535,7 @@ def hostile(tmp_path: Path) -> str:
     [
         ["inspect", "{0}"],
         ["inspect", "{0}", "--full"],
-        ["convert", "{0}", "{0}.out", "--rename", "(evil.*)=x/\\1"],
+        ["convert", "{0}", "{0}.out", "--rename", "(?s)(evil.*)=x/\\1", "--full"],
         ["convert", "{0}", "{0}.out", "--full"],
         ["convert", "{0}", "{0}"],
         ["inspect", "{0}x"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -171,10 +172,56 @@ def test_an_ambiguous_alias_of_a_tensor_that_is_left_out_is_no_fault():
     assert [entry.target for entry in plan.items] == ["v"]
 
 
-def test_a_name_and_an_alias_of_one_variable_collide():
+def test_a_variable_called_by_its_own_name_is_not_reached_by_an_alias_too():
     targets = specs(spec("net/w", 2, 3, aliases=("w",)))
-    fault = the_fault_of(specs("net/w", "w"), targets)
-    assert "variable 'net/w': 2 tensors would go into it, 'net/w' and 'w'" in fault
+    plan = plan_restore(specs("net/w", "w"), targets)
+    assert [(entry.source, entry.target) for entry in plan.items] == [("net/w", "net/w")]
+    assert plan.unused == (unused("w", Reason.NO_VARIABLE),)
+
+
+def test_two_tensors_that_reach_a_variable_by_aliases_collide():
+    targets = specs(spec("net/w", 2, 3, aliases=("w", "v")))
+    assert "2 tensors would go into it" in the_fault_of(specs("v", "w"), targets)
+
+
+def test_a_tensor_goes_by_the_name_without_that_of_its_model_if_its_own_leads_nowhere():
+    sources = {
+        "old_1/fc/w": spec("old_1/fc/w", 2, 3, aliases=("fc/w",)),
+        "old_1/fc/b": spec("old_1/fc/b", 2, 3, aliases=("fc/b",)),
+    }
+    plan = plan_restore(sources, specs(spec("new/fc/w", 2, 3, aliases=("fc/w",)), "old_1/fc/b"))
+    assert {entry.source: entry.target for entry in plan.items} == {
+        "old_1/fc/w": "new/fc/w",
+        "old_1/fc/b": "old_1/fc/b",
+    }
+
+
+def test_a_plan_that_restores_nothing_but_counters_is_a_fault_where_weights_were_wanted():
+    counters = spec("global_step")
+    sources, targets = specs(counters, "a/w"), specs(counters, "b/w")
+    fault = the_fault_of(sources, targets)
+    assert "nothing but 'global_step' would be restored" in fault
+    assert "('a/w')" in fault
+    assert len(plan_restore(sources, targets, allow_empty=True).items) == 1
+    assert len(plan_restore(sources, targets, Rules(include="global_step")).items) == 1
+
+
+def test_an_empty_new_name_is_a_fault():
+    fault = faults_of(specs("a/w", "b"), None, Rules(rename=[("(a?).*", r"\1")]))[0]
+    assert "gives it an empty name" in fault
+
+
+def test_a_transform_that_others_before_it_decide_is_a_fault():
+    rules = Rules(transform=[(".*", Cast("float16")), ("a", Transpose((1, 0)))])
+    assert "transform 'a'" in the_fault_of(specs("a"), None, rules)
+
+
+def test_thousands_of_literal_rules_are_looked_up():
+    sources = specs(*(f"scope/v{number}" for number in range(4000)))
+    rules = Rules.from_assignment_map({name: f"new/{name}" for name in sources})
+    begun = time.process_time()
+    assert len(plan_restore(sources, None, rules).items) == 4000
+    assert time.process_time() - begun < 3
 
 
 def test_pairs_go_before_names_and_renames_before_pairs():
@@ -254,7 +301,16 @@ def test_a_rule_that_matches_nothing_is_a_fault(kind: str):
     plan_restore(specs("encoder/w"), None, rules.replace(allow_unmatched=True), allow_empty=True)
 
 
-@pytest.mark.parametrize(("pattern", "longer"), [("head", "head.*"), ("head|x", "(?:head|x).*")])
+@pytest.mark.parametrize(
+    ("pattern", "longer"),
+    [
+        ("head", "head/.*"),
+        ("he", "he.*"),
+        ("head/*", "head/.*"),
+        ("head|x", "(?:head|x)/.*"),
+        ("HEAD/.*", "(?i:HEAD/.*)"),
+    ],
+)
 def test_a_pattern_that_matches_a_beginning_is_told_how_to_match_the_whole(
     pattern: str, longer: str
 ):

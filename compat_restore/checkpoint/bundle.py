@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
@@ -47,7 +48,13 @@ from compat_restore.errors import (
     DamagedCheckpointError,
     UsageError,
 )
-from compat_restore.names import OBJECT_GRAPH_KEY, Role, RoleKind, classify
+from compat_restore.names import (
+    OBJECT_GRAPH_KEY,
+    Role,
+    RoleKind,
+    classify,
+    without_model_name,
+)
 from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
 
 if TYPE_CHECKING:
@@ -198,12 +205,19 @@ class BundleReader(CheckpointReader):
         roles = classify(self._variables)
         if self._graph:
             names = {key: name for name, key in self._keys.items()}
+            optimizers = self._graph.optimizer_keys()
             for name, key in self._keys.items():
+                if key in self._copies:
+                    roles[name] = Role(RoleKind.COPY, names[self._copies[key]])
+                    continue
                 found = self._graph.variables.get(key)
                 if found and found.slot:
                     owner = names.get(found.owner or "", found.owner)
                     roles[name] = Role(RoleKind.SLOT, owner, found.slot)
-                elif key.startswith("save_counter/"):
+                elif key in optimizers:
+                    scalar = self._specs[key].shape == ()
+                    roles[name] = Role(RoleKind.BOOKKEEPING if scalar else RoleKind.SLOT)
+                elif key == self._graph.save_counter_key():
                     roles[name] = Role(RoleKind.CONTAINER)
         return roles
 
@@ -239,6 +253,12 @@ class BundleReader(CheckpointReader):
                     offset += len(chunk)
                     left -= len(chunk)
                 self._check(label, entry, crc)
+
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the files that make up the checkpoint."""
+        shards = range(self._shards)
+        data = [data_file(self.path, shard, self._shards) for shard in shards]
+        return (f"{self.path}.index", *(path for path in data if is_regular_file(path)))
 
     def close(self) -> None:
         """Close the data files; nothing can be read after it."""
@@ -361,21 +381,64 @@ class BundleReader(CheckpointReader):
         return graph
 
     def _by_variable_name(self) -> tuple[dict[str, TensorSpec], dict[str, str]]:
-        """Return specs by full name, where that names one tensor alone, and the keys by name."""
+        """Return specs by full name, where that names one tensor alone, and the keys by name.
+
+        SavedModels hold some variables under several keys: one carries the name, and the others
+        are known as its copies.
+        """
+        self._copies: dict[str, str] = {}
         if not self._graph:
             return self._specs, {}
+        self._copies = self._find_copies()
         times: dict[str, int] = {}
-        for spec in self._specs.values():
-            if spec.full_name:
+        for key, spec in self._specs.items():
+            if spec.full_name and key not in self._copies:
                 times[spec.full_name] = times.get(spec.full_name, 0) + 1
-        variables, keys = {}, {}
+        variables, keys_by_name = {}, {}
         for key, spec in self._specs.items():
             name = spec.full_name
-            if not name or times[name] > 1 or name in self._specs:
+            if not name or key in self._copies or times[name] > 1 or name in self._specs:
                 name = key
             variables[name] = replace(spec, name=name)
-            keys[name] = key
-        return dict(sorted(variables.items())), keys
+            keys_by_name[name] = key
+        optimizers = self._graph.optimizer_keys()
+        weights = [
+            name
+            for name, key in keys_by_name.items()
+            if name != key and key not in optimizers and not self._graph.variables[key].slot
+        ]
+        for name, short in without_model_name(weights).items():
+            variables[name] = replace(variables[name], aliases=(short,))
+        return dict(sorted(variables.items())), keys_by_name
+
+    def _find_copies(self) -> dict[str, str]:
+        """Return the key of the original by the key of each copy.
+
+        Only whole branches of the root are copies: where every variable of one has its namesake,
+        of the same bytes, in another. (Two zero biases of one name are two variables.)
+        """
+        branches: dict[str, dict[str, str]] = {}
+        for key, spec in self._specs.items():
+            if spec.full_name:
+                branches.setdefault(key.partition("/")[0], {})[spec.full_name] = key
+        copies: dict[str, str] = {}
+        originals: list[dict[str, str]] = []
+        for _, branch in sorted(branches.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+            for other in originals:
+                if all(
+                    name in other and self._content(key) == self._content(other[name])
+                    for name, key in branch.items()
+                ):
+                    copies |= {key: other[name] for name, key in branch.items()}
+                    break
+            else:
+                originals.append(branch)
+        return copies
+
+    def _content(self, key: str) -> tuple[object, ...]:
+        """Return what two keys have in common if they hold the same tensor."""
+        entry = self._entries[key]
+        return entry.dtype, entry.shape, entry.size, entry.checksum, bool(entry.slices)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -389,44 +452,54 @@ class BundleReader(CheckpointReader):
         return self._files[shard]
 
     def _parts(self, key: str, entry: BundleEntry) -> list[tuple[str, BundleEntry]]:
-        """Return (what to call it, entry) of each piece of bytes that a tensor is stored in."""
+        """Return (what to call it, entry) of each piece of bytes that a tensor is stored in.
+
+        Raises:
+            DamagedCheckpointError: the parts of a partitioned tensor do not make it up.
+        """
         if not entry.slices:
             return [(key, entry)]
-        parts = []
-        for number, part in enumerate(entry.slices):
-            found = self._slices.get(slice_key(key, part))
-            if found is None:
-                raise DamagedCheckpointError(
-                    f"tensor '{key}' in checkpoint '{self.path}' has {len(entry.slices)} parts, "
-                    f"of which number {number} is missing"
-                )
-            parts.append((f"{key} (part {number})", found))
-        return parts
-
-    def _read(self, key: str) -> Array:
-        import numpy as np
-
-        entry = self._entries[key]
-        if not entry.slices:
-            return self._whole(key, entry)
         try:
             check_tiling(entry.shape, entry.slices)
         except ValueError as error:
             raise DamagedCheckpointError(
                 f"the parts of tensor '{key}' in checkpoint '{self.path}' do not fit: {error}"
             ) from None
-        pieces = []
-        for part, (label, stored) in zip(entry.slices, self._parts(key, entry), strict=True):
-            starts, lengths = part.resolve(entry.shape)
-            if stored.shape != lengths or stored.dtype is not entry.dtype or stored.slices:
+        parts = []
+        for number, part in enumerate(entry.slices):
+            label = f"{key} (part {number})"
+            found = self._slices.get(slice_key(key, part))
+            if found is None:
+                raise DamagedCheckpointError(
+                    f"tensor '{key}' in checkpoint '{self.path}' has {len(entry.slices)} parts, "
+                    f"of which number {number} is missing"
+                )
+            lengths = part.resolve(entry.shape)[1]
+            if found.shape != lengths or found.dtype is not entry.dtype or found.slices:
                 raise DamagedCheckpointError(
                     f"'{label}' in checkpoint '{self.path}' is stored as "
-                    f"{stored.dtype}{list(stored.shape)}, not as {entry.dtype}{list(lengths)}"
+                    f"{found.dtype}{list(found.shape)}, not as {entry.dtype}{list(lengths)}"
                 )
-            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
-            pieces.append((where, label, stored))
+            parts.append((label, found))
+        # Parts that shared bytes would make a small file into a tensor of any size.
+        spans = sorted((e.shard, e.offset, e.offset + e.size) for _, e in parts if e.size)
+        if any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(spans)):
+            raise DamagedCheckpointError(
+                f"the parts of tensor '{key}' in checkpoint '{self.path}' share bytes of a file"
+            )
+        return parts
+
+    def _read(self, key: str) -> Array:
+        import numpy as np
+
+        entry = self._entries[key]
+        parts = self._parts(key, entry)
+        if not entry.slices:
+            return self._whole(key, entry)
         full = np.empty(entry.shape, numpy_dtype(entry.dtype))
-        for where, label, stored in pieces:
+        for part, (label, stored) in zip(entry.slices, parts, strict=True):
+            starts, lengths = part.resolve(entry.shape)
+            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
             full[where] = self._whole(label, stored)
         return full
 

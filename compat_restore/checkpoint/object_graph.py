@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointedVariable", "ObjectGraph"]
 
 VARIABLE_VALUE = "VARIABLE_VALUE"
+# What an optimizer's step is called: Keras 3 and tf_keras, and before them OptimizerV2.
+_STEP_COUNTERS = frozenset({"_iterations", "iter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,34 @@ class ObjectGraph:
             if any(number >= len(nodes) for number in named):
                 raise WireError(f"a node names number {max(named)} of {len(nodes)} nodes")
         return cls(nodes)
+
+    def optimizer_keys(self) -> frozenset[str]:
+        """Return the keys of the variables that an optimizer made: slots, counters, rates.
+
+        An optimizer is known by its step counter. The weights that it trains, which newer ones
+        track too (`_trainable_variables`), are not its own.
+        """
+        found: set[str] = set()
+        for node in self._nodes:
+            children = dict(node.children)
+            if not _STEP_COUNTERS & children.keys():
+                continue
+            own = [n for name, n in children.items() if name != "_trainable_variables"]
+            if "_variables" in children:
+                own += self.children(children["_variables"]).values()
+            found |= {key for number in own if (key := self.key_of_node(number))}
+        return frozenset(found)
+
+    def save_counter_key(self) -> str | None:
+        """Return the key of the counter that `tf.train.Checkpoint.save` keeps for itself."""
+        node = self.children().get("save_counter")
+        return None if node is None else self.key_of_node(node)
+
+    def below(self, node: int) -> frozenset[str]:
+        """Return the keys of all variables that can be reached from a node."""
+        return frozenset(
+            key for number in self._shortest_paths(node) if (key := self.key_of_node(number))
+        )
 
     def children(self, node: int = 0) -> Mapping[str, int]:
         """Return the children of a node by their local names."""

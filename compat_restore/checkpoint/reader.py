@@ -60,6 +60,10 @@ class CheckpointReader(ABC):
         """Return the values under a key that `specs` has."""
 
     @abstractmethod
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the files that make up the checkpoint."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close the files."""
 

@@ -101,6 +101,7 @@ class TableReader:
             raise self._damaged("has a damaged footer (it is not as its own handles are written)")
         self._block(metaindex)
         self._index: list[tuple[bytes, BlockHandle]] = []
+        self._last: tuple[BlockHandle, dict[bytes, bytes]] | None = None
         for key, value in self._entries(index):
             try:
                 handle, _ = BlockHandle.decode(value)
@@ -135,10 +136,13 @@ class TableReader:
         at = bisect_left(self._index, key, key=lambda entry: entry[0])
         if at == len(self._index):
             return None
-        for found, value in self._entries(self._index[at][1]):
-            if found == key:
-                return value
-        return None
+        handle = self._index[at][1]
+        if self._last is not None and self._last[0] == handle:
+            return self._last[1].get(key)
+        entries = dict(self._entries(handle))
+        # Small values share a block, and are asked for in turn. A large value has its own.
+        self._last = (handle, entries) if handle.size <= 2 * BLOCK_SIZE else None
+        return entries.get(key)
 
     def _damaged(self, what: str) -> DamagedCheckpointError:
         return DamagedCheckpointError(

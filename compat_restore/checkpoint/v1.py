@@ -100,6 +100,10 @@ class V1Reader(CheckpointReader):
         """Return the spec of every tensor by its name, sorted."""
         return self._specs
 
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the files that make up the checkpoint."""
+        return tuple(source.name for source in self._sources)
+
     def close(self) -> None:
         """Close the files."""
         for source in self._sources:

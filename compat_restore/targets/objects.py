@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.checkpoint.object_graph import ObjectGraph
     from compat_restore.tensors import Array
 
 __all__ = ["MATCH_BY", "ObjectTarget", "Structure"]
@@ -55,19 +56,23 @@ class Structure:
         pairs: target variable by the name of the checkpoint's variable (or its key).
         root: the object that the target is in the checkpoint: "" for its root, or the name of a
             child of that.
+        agreeing: how many pairs have the very same names, and how many have names that say the
+            same as their places.
         conflicts: pairs whose names say something else than their places: (name in the
             checkpoint, variable in the same place).
-        complete: every variable of the target that TensorFlow's checkpoints track has its pair
-            (they do not track the seeds of Keras 3's random layers).
-        exact: no other variable has a pair, as those of a compiled model's optimizer have, which
-            `tf.train.Checkpoint` would restore too.
+        complete: every variable on either side has its pair; but for optimizers' own, and those
+            that TensorFlow's checkpoints do not track (the seeds of Keras 3's random layers).
+        exact: `tf.train.Checkpoint` would restore the pairs and nothing else, now or later.
+        rivals: other places in the checkpoint that fit the target just as well.
     """
 
     pairs: Mapping[str, str]
     root: str
+    agreeing: tuple[int, int]
     conflicts: tuple[tuple[str, str], ...]
     complete: bool
     exact: bool
+    rivals: tuple[str, ...] = ()
 
 
 class ObjectTarget:
@@ -86,8 +91,15 @@ class ObjectTarget:
         self.notes: tuple[str, ...] = _unbuilt_note(target)
         self._variables: dict[str, _Variable] = {}
         self._specs: dict[str, TensorSpec] = {}
+        holders: dict[int, str] = {}
         for entry in _told_apart(_collect(target), target):
             _check_eager(entry)
+            other = holders.setdefault(id(_resource(entry.variable)), entry.name)
+            if other != entry.name:
+                raise TargetError(
+                    f"'{other}' and '{entry.name}' are one variable: give it one name, since it "
+                    "can hold one tensor"
+                )
             self._variables[entry.name] = entry.variable
             self._specs[entry.name] = TensorSpec(
                 entry.name,
@@ -121,12 +133,16 @@ class ObjectTarget:
 
     # -- object-based checkpoints ----------------------------------------------------------------
 
-    def structure(self, reader: CheckpointReader) -> Structure | None:
+    def structure(self, reader: CheckpointReader, root: str | None = None) -> Structure | None:
         """Return how the target's objects correspond to those of an object-based checkpoint.
 
         The target is looked for at the checkpoint's root and as each child of the root; the place
-        where most variables correspond is taken. The two graphs are walked side by side by the
-        names of their edges, as `tf.train.Checkpoint.restore` does.
+        where most variables correspond, and most of their names agree, is taken. The two graphs
+        are walked side by side by the names of their edges, as `tf.train.Checkpoint.restore` does.
+
+        Args:
+            reader: the checkpoint.
+            root: the place to look at, "" for the root itself; all places if None.
 
         Returns:
             None if the checkpoint is name-based, the target is no trackable object, or nothing
@@ -137,31 +153,60 @@ class ObjectTarget:
         graph = reader.graph if isinstance(reader, BundleReader) else None
         if graph is None or not _is_trackable(self._target):
             return None
+        found = [
+            structure
+            for name, node in [("", 0), *graph.children().items()]
+            if root in (None, name)
+            and (node != 0 or not name)
+            and (structure := self._structure_at(name, node, graph, reader))
+        ]
+        if not found:
+            return None
+        best = max(found, key=_fitness)
+        rivals = [s.root for s in found if s is not best and _fitness(s) == _fitness(best)]
+        return replace(best, rivals=tuple(rivals))
+
+    def _structure_at(
+        self, root: str, node: int, graph: ObjectGraph, reader: CheckpointReader
+    ) -> Structure | None:
+        """Return how the target corresponds to one object of the checkpoint, None if not at all."""
         names = {id(_resource(v)): name for name, v in self._variables.items()}
-        tracked = {names.get(id(_resource(node))) for _, node in _paths(self._target)} - {None}
         source_names = {reader.key_of(name): name for name in reader.variables()}
-        best: Structure | None = None
-        for root, node in [("", 0), *graph.children().items()]:
-            pairs: dict[str, str] = {}
-            exact = True
-            for number, found in _walk(self._target, graph.children, node):
-                key, name = graph.key_of_node(number), names.get(id(_resource(found)))
-                if key in source_names and name is not None:
-                    pairs[source_names[key]] = name
-                elif key in source_names and _is_variable(found):
-                    exact = False
-            if pairs and (best is None or len(pairs) > len(best.pairs)):
-                specs = reader.variables()
-                conflicts = tuple(
-                    (full_name, target)
-                    for source, target in pairs.items()
-                    if (full_name := specs[source].full_name)
-                    and full_name != target
-                    and full_name in self._specs
-                )
-                complete = tracked <= set(pairs.values())
-                best = Structure(pairs, root, conflicts, complete, exact)
-        return best
+        pairs: dict[str, str] = {}
+        paired_keys, others_paired = set(), False
+        for number, found in _walk(self._target, graph.children, node):
+            key, name = graph.key_of_node(number), names.get(id(_resource(found)))
+            if key not in source_names:
+                continue
+            if name is not None:
+                pairs[source_names[key]] = name
+                paired_keys.add(key)
+            elif _is_variable(found):
+                others_paired = True
+        if not pairs:
+            return None
+        specs = reader.variables()
+        called = {source: _called(specs[source]) for source in pairs}
+        taken = {name: _called(self._specs[name]) for name in self._specs}
+        agreeing = {source for source, name in pairs.items() if called[source] & taken[name]}
+        conflicts = tuple(
+            (specs[source].full_name or source, name)
+            for source, name in pairs.items()
+            if source not in agreeing
+            and any(called[source] & other for known, other in taken.items() if known != name)
+        )
+        tracked = {names.get(id(_resource(n))) for _, n in _paths(self._target)} - {None}
+        unpaired = graph.below(node) - paired_keys - {graph.save_counter_key()}
+        complete = tracked <= set(pairs.values()) and unpaired <= graph.optimizer_keys()
+        same = sum(specs[source].full_name == name for source, name in pairs.items())
+        return Structure(
+            pairs=pairs,
+            root=root,
+            agreeing=(same, len(agreeing)),
+            conflicts=conflicts,
+            complete=complete,
+            exact=not unpaired and not others_paired,
+        )
 
     def restore_structure(self, prefix: str, structure: Structure) -> None:
         """Restore through `tf.train.Checkpoint(...).restore(...).expect_partial()`."""
@@ -172,6 +217,17 @@ class ObjectTarget:
         else:
             checkpoint = tf.train.Checkpoint(self._target)
         checkpoint.restore(prefix).expect_partial()
+
+
+def _fitness(structure: Structure) -> tuple[int, int, int]:
+    return len(structure.pairs), *structure.agreeing
+
+
+def _called(spec: TensorSpec) -> set[str]:
+    """Return the names that a variable or a checkpoint's tensor goes by."""
+    names = {spec.full_name or spec.name, *spec.aliases}
+    # The first part may be the name of a model, which Keras 3 numbers anew each time.
+    return names | {rest for name in names if "/" in (rest := name.partition("/")[2])}
 
 
 def _collect(target: object) -> list[_Named]:
@@ -188,8 +244,7 @@ def _collect(target: object) -> list[_Named]:
                     f"{type(variable).__name__}"
                 )
         return [_Named(variable, name) for name, variable in target.items()]
-    if _is_variable(target):
-        raise TargetError("a single variable: pass a mapping of names to variables")
+    _check_kind(target)
     if isinstance(target, list | tuple):
         if not all(_is_variable(variable) for variable in target):
             raise TargetError("a sequence of variables is expected")
@@ -208,11 +263,22 @@ def _collect(target: object) -> list[_Named]:
             "tf_keras or Keras 3 model, or a mapping of names to variables is expected"
         )
     prefix = f"{getattr(target, 'name', '')}/"
-    return [
-        _Named(variable, name, _short_names(name, prefix))
-        for variable in _unique(variables)
-        for name in [_own_name(variable)]
-    ]
+    named = []
+    for variable in _unique(variables):
+        name = _own_name(variable)
+        short = name.removeprefix(prefix)  # rules need not know the model's name
+        named.append(_Named(variable, name, () if short == name else (short,)))
+    return named
+
+
+def _check_kind(target: object) -> None:
+    """Raise for what people pass in place of a target."""
+    if isinstance(target, type):
+        raise TargetError(f"{target.__name__} is a class; make an object of it, and pass that")
+    if hasattr(target, "graph") and hasattr(target, "run"):
+        raise TargetError("a TF1 session: restore it with restore_session(sess, ...)")
+    if _is_variable(target):
+        raise TargetError("a single variable: pass a mapping of names to variables")
 
 
 def _collect_trackable(target: object) -> list[_Named]:
@@ -348,12 +414,6 @@ def _own_name(variable: object) -> str:
     """Return a variable's name in its own world: a Keras 3 variable's path, or its name."""
     path = getattr(variable, "path", None)
     return canonical_name(str(path or getattr(variable, "name", "")))
-
-
-def _short_names(name: str, prefix: str) -> tuple[str, ...]:
-    """Return a name without its model's, and its last two parts: layer and variable."""
-    short = {name.removeprefix(prefix), "/".join(name.split("/")[-2:])}
-    return tuple(sorted(short - {name}))
 
 
 def _unique(variables: Iterable[object]) -> list[_Variable]:
