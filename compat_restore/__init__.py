@@ -25,14 +25,17 @@ if TYPE_CHECKING:
         CheckpointNotFoundError,
         CompatRestoreError,
         DamagedCheckpointError,
+        FaultsError,
         InitializationError,
         InputError,
+        MissingDependencyError,
         OutputError,
         PlanError,
         PreservationError,
         RuleError,
         TargetError,
         TensorNotFoundError,
+        UsageError,
     )
     from compat_restore.planner import plan_restore
     from compat_restore.planning import plan
@@ -59,8 +62,10 @@ __all__ = [
     "CompatRestoreError",
     "DType",
     "DamagedCheckpointError",
+    "FaultsError",
     "InitializationError",
     "InputError",
+    "MissingDependencyError",
     "ObjectTarget",
     "OutputError",
     "PlanError",
@@ -76,6 +81,7 @@ __all__ = [
     "TensorNotFoundError",
     "TensorSpec",
     "Transpose",
+    "UsageError",
     "__version__",
     "convert",
     "digest",
@@ -91,6 +97,9 @@ __all__ = [
 # Where each name lives: imported when it is first used, so that the command line and the file work
 # do not pay for what they do not touch.
 _HOME = {
+    "MissingDependencyError": "compat_restore.errors",
+    "FaultsError": "compat_restore.errors",
+    "UsageError": "compat_restore.errors",
     "Cast": "compat_restore.transforms",
     "CheckpointFormatError": "compat_restore.errors",
     "CheckpointNotFoundError": "compat_restore.errors",

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
-from compat_restore.checkpoint.bundle_writer import BundleWriter
+from compat_restore.checkpoint.bundle_writer import BundleWriter, check_destination
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
 from compat_restore.planning import planned
 from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
-from compat_restore.tensors import digest
+from compat_restore.tensors import digest, opaque_digest
 from compat_restore.transforms import transformed
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from compat_restore.checkpoint import CheckpointReader
-    from compat_restore.restore_plan import RestorePlan
+    from compat_restore.restore_plan import RestoreItem, RestorePlan
     from compat_restore.rules import RulesLike
-    from compat_restore.tensors import TensorSpec
+    from compat_restore.tensors import Array, TensorSpec
 
 __all__ = ["convert"]
 
@@ -96,14 +96,13 @@ def convert(
             skip_mismatched=skip_mismatched,
             allow_empty=allow_empty,
         )
-        _check_apart(reader, prefix)
-        if template is not None:
-            _check_apart(template, prefix)
+        for opened_reader in (reader, template):
+            if opened_reader is not None:
+                _check_apart(opened_reader, prefix)
+        check_destination(prefix, overwrite=overwrite)
         found: Mapping[str, str] = {}
         if not dry_run:
-            given = _write(made, reader, template, prefix, overwrite=overwrite, digests=digests)
-            if digests:
-                found = _read_back(made, prefix, template, given)
+            found = _write(made, reader, template, prefix, overwrite=overwrite, digests=digests)
         return RestoreReport(
             target="file",
             checkpoint=reader.path,
@@ -126,15 +125,25 @@ def convert(
                 Mismatched(pair=pair, outcome="the template's value") for pair in made.mismatched
             ),
             output=prefix,
+            output_format=_format_of(template),
             dry_run=dry_run,
             notes=reader.notes,
         )
 
 
-def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
-    """Return the variables of a template by name, with their keys and object paths as aliases.
+def _format_of(template: CheckpointReader | None) -> str:
+    """Return what kind of checkpoint is written."""
+    based = "object-based" if template and "object-based" in template.format else "name-based"
+    return f"V2 tensor bundle, {based}"
 
-    Keras 3 puts the model's name before those of its layers. As in a model itself, rules need not.
+
+def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
+    """Return the variables of a template by name, with the other names that rules may use.
+
+    Those are a variable's key and object path, and both names as they are in the model itself:
+    without the model's name (which Keras 3 puts before those of its layers), and the object path
+    without the place of the model in the checkpoint (`model/encoder/w` is `encoder/w` in a
+    `tf.Module`; the `_kernel` that Keras 3 tracks is called `kernel`).
     """
     roles = template.roles()
     specs = {}
@@ -142,11 +151,12 @@ def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
         if roles[name].kind is RoleKind.CONTAINER:
             continue
         key = template.key_of(name)
-        aliases = {key, key.split("/.ATTRIBUTES/")[0], spec.full_name or name}
-        parts = (spec.full_name or "").split("/")
-        if len(parts) > 2 and roles[name].kind is RoleKind.VARIABLE:
-            aliases |= {"/".join(parts[1:]), "/".join(parts[-2:])}
-        specs[name] = replace(spec, aliases=tuple(sorted(aliases - {name})))
+        path = key.split("/.ATTRIBUTES/")[0]
+        inside = path.partition("/")[2]
+        aliases = {key, path, spec.full_name or name, *spec.aliases}
+        if key != name or path != key:
+            aliases |= {inside, "/".join(part.lstrip("_") for part in inside.split("/"))}
+        specs[name] = replace(spec, aliases=tuple(sorted(aliases - {name, ""})))
     return specs
 
 
@@ -154,13 +164,22 @@ def _check_apart(reader: CheckpointReader, prefix: str) -> None:
     """Refuse to write over what is being read.
 
     Raises:
-        UsageError: the output is an input.
+        UsageError: one of them is read from, be it by another path or through a link.
     """
-    for mine, output in ((reader.path, prefix), (f"{reader.path}.index", f"{prefix}.index")):
-        if os.path.realpath(mine) == os.path.realpath(output):
+    inputs = {(status.st_dev, status.st_ino) for path in reader.files() if (status := _stat(path))}
+    for path in (prefix, f"{prefix}.index", *check_destination(prefix, overwrite=True)):
+        status = _stat(path)
+        if status and (status.st_dev, status.st_ino) in inputs:
             raise UsageError(
-                f"'{prefix}' is read from: an input is never written to; choose another name"
+                f"'{path}' is read from: an input is never written to; choose another name"
             )
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _write(
@@ -172,11 +191,16 @@ def _write(
     overwrite: bool,
     digests: bool,
 ) -> dict[str, str]:
-    """Write the new bundle; return digests of what was not copied byte for byte."""
-    given = {}
-    planned = {item.target for item in made.items}
+    """Write the new bundle; return the digest of each tensor that was asked for, read back.
+
+    Raises:
+        PreservationError: what was written is not what was to be; nothing is put in place then.
+    """
+    planned_targets = {item.target for item in made.items}
     sources = reader.variables()
     stored = {item.source: reader.stored(item.source) for item in made.items}
+    given: dict[str, str] = {}
+    keys: dict[str, str] = {}
 
     def place(source: str) -> tuple[str, int]:
         found = stored[source]
@@ -185,11 +209,10 @@ def _write(
     with BundleWriter(prefix, overwrite=overwrite) as writer:
         for item in sorted(made.items, key=lambda item: place(item.source)):
             key = item.target if template is None else template.key_of(item.target)
-            bytes_as_they_are = stored[item.source]
-            if bytes_as_they_are is not None and not item.transforms:
-                writer.add_stored(
-                    key, item.dtype, sources[item.source].known_shape, bytes_as_they_are
-                )
+            keys[item.target] = key
+            as_it_is = stored[item.source]
+            if as_it_is is not None and not item.transforms:
+                writer.add_stored(key, item.dtype, sources[item.source].known_shape, as_it_is)
                 continue
             value = transformed(item.transforms, reader.read(item.source))
             if digests:
@@ -197,34 +220,34 @@ def _write(
             writer.add(key, item.target_dtype, value)
         for name, spec in (template.variables() if template else {}).items():
             assert template is not None
-            if name in planned:
-                continue
-            kept = template.stored(name)
-            if kept is not None:
-                writer.add_stored(template.key_of(name), spec.dtype, spec.known_shape, kept)
-            else:
-                writer.add(template.key_of(name), spec.dtype, template.read(name))
+            if name not in planned_targets:
+                _keep(writer, template, name, spec)
+        found = {}
+        if digests:
+            for item in made.items:
+                found[item.target] = _digest_of(writer.read_back(keys[item.target]), item)
+        changed = [name for name, value in given.items() if found[name] != value]
+        if changed:
+            raise PreservationError(
+                f"what was written for '{prefix}' is not what was to be: "
+                + ", ".join(f"'{name}'" for name in changed)
+                + "; nothing was put in place"
+            )
         writer.finish()
-    return given
-
-
-def _read_back(
-    made: RestorePlan, prefix: str, template: CheckpointReader | None, given: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the digest of each tensor that was written, read from the new files.
-
-    Raises:
-        PreservationError: one is not what was written.
-    """
-    found = {}
-    with open_checkpoint(prefix) as written:
-        for item in made.items:
-            key = item.target if template is None else template.key_of(item.target)
-            found[item.target] = digest(written.read(key), item.target_dtype)
-    changed = [name for name, value in given.items() if found[name] != value]
-    if changed:
-        raise PreservationError(
-            f"'{prefix}' does not hold what was written to it: "
-            + ", ".join(f"'{name}'" for name in changed)
-        )
     return found
+
+
+def _keep(writer: BundleWriter, template: CheckpointReader, name: str, spec: TensorSpec) -> None:
+    """Carry a variable of the template over as it is."""
+    stored = template.stored(name)
+    key = template.key_of(name)
+    if stored is not None:
+        writer.add_stored(key, spec.dtype, spec.known_shape, stored)
+    else:
+        writer.add(key, spec.dtype, template.read(name))
+
+
+def _digest_of(value: Array | bytes, item: RestoreItem) -> str:
+    if isinstance(value, bytes):
+        return opaque_digest(value, item.target_dtype, item.target_shape)
+    return digest(value, item.target_dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.restore_plan import rules_legend
+from compat_restore.restore_plan import Reason, rules_legend
 from compat_restore.tables import escaped, format_bytes, format_statuses
 from compat_restore.tensors import DType, format_shape
 from compat_restore.transforms import transform_to_dict
@@ -109,6 +109,7 @@ class RestoreReport:
         checkpoint: the checkpoint, as it was found.
         checkpoint_format: what kind of checkpoint it is.
         output: the file that was written, for a conversion.
+        output_format: what kind of checkpoint that is.
         plan: the plan that was carried out.
         dry_run: nothing was changed; this is what would be.
         notes: what should be said about how it was done.
@@ -124,6 +125,7 @@ class RestoreReport:
     mismatched: tuple[Mismatched, ...] = ()
     kept: tuple[Kept, ...] = ()
     output: str | None = None
+    output_format: str | None = None
     dry_run: bool = False
     notes: tuple[str, ...] = ()
 
@@ -131,6 +133,11 @@ class RestoreReport:
     def preserved(self) -> tuple[str, ...]:
         """The names of the variables that hold what the checkpoint had for them."""
         return tuple(entry.name for entry in self.restored)
+
+    @property
+    def wanted(self) -> tuple[Unused, ...]:
+        """The tensors that the rules wanted, and that no variable of the target took."""
+        return tuple(skip for skip in self.unused if skip.reason is Reason.NO_VARIABLE)
 
     @property
     def nbytes(self) -> int:
@@ -145,6 +152,7 @@ class RestoreReport:
             "checkpoint": self.checkpoint,
             "checkpoint_format": self.checkpoint_format,
             "output": self.output,
+            "output_format": self.output_format,
             "dry_run": self.dry_run,
             "notes": list(self.notes),
             "summary": {
@@ -154,6 +162,7 @@ class RestoreReport:
                 "mismatched": len(self.mismatched),
                 "kept": len(self.kept),
                 "unused": len(self.unused),
+                "unused_but_wanted": len(self.wanted),
             },
             "restored": [
                 {
@@ -205,15 +214,15 @@ class RestoreReport:
         """Return the report as a table.
 
         Args:
-            full: a row for every name; otherwise repeated layers of one shape share a row.
+            full: a row for every name; otherwise repeated layers of one shape share a row, and
+                so do all tensors that were left out for one of the plainer reasons.
         """
-        title = f"{'plan for' if self.dry_run else 'restored'} '{escaped(self.checkpoint)}'"
+        source = f"'{escaped(self.checkpoint)}' ({self.checkpoint_format})"
+        title = f"restored {source}"
         if self.output:
-            title = (
-                f"'{escaped(self.checkpoint)}' {'would become' if self.dry_run else 'became'} "
-                f"'{escaped(self.output)}'"
-            )
-        lines = [f"{title} ({self.checkpoint_format})"]
+            becomes = "would become" if self.dry_run else "became"
+            title = f"{source}\n{becomes} '{escaped(self.output)}' ({self.output_format})"
+        lines = [title]
         lines += format_statuses(self._rows(full=full), full=full)
         if not full:
             lines += rules_legend(self.plan.rules)
@@ -228,7 +237,10 @@ class RestoreReport:
         if self.kept:
             counts.append(f"{len(self.kept)} kept as they were")
         counts.append(f"{len(self.mismatched)} mismatched")
-        counts.append(f"{len(self.unused)} unused")
+        wanted = len(self.wanted)
+        counts.append(
+            f"{len(self.unused)} unused" + (f" ({wanted} of them wanted)" if wanted else "")
+        )
         return ", ".join(counts)
 
     def __str__(self) -> str:
@@ -250,8 +262,19 @@ class RestoreReport:
             )
         for kept in self.kept:
             yield "kept", kept.name, f"{kept.dtype}{format_shape(kept.shape)}", kept.reason
+        plain: dict[str, int] = {}
         for skip in self.unused:
+            if not full and skip.reason in _PLAIN_REASONS:
+                remark = str(skip.reason)
+                plain[remark] = plain.get(remark, 0) + 1
+                continue
             yield "unused", skip.name, f"{skip.dtype}{format_shape(skip.shape)}", skip.remark()
+        for remark, count in plain.items():
+            yield "unused", f"({count} {'tensor' if count == 1 else 'tensors'})", "", remark
+
+
+# What somebody left out by a word needs no row for each name.
+_PLAIN_REASONS = (Reason.NOT_INCLUDED, Reason.SLOT, Reason.CONTAINER, Reason.COPY)
 
 
 def _variable_to_dict(entry: Initialized | Kept) -> dict[str, object]:

@@ -10,11 +10,12 @@ from compat_restore.planning import opened, planned, structure_for
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
 from compat_restore.targets.session import (
+    Initialization,
     SessionTarget,
     all_variables,
-    initialize_uninitialized,
     uninitialized_variables,
     variable_name,
+    variable_spec,
 )
 from compat_restore.tensors import digest
 from compat_restore.transforms import transformed
@@ -88,8 +89,11 @@ def restore_session(
             skip_mismatched=skip_mismatched,
             allow_empty=allow_empty,
         )
+        planned_parts = [v for item in made.items for v in target.variables_of(item.target)]
+        # What is not set is asked, and how to initialise it is settled, before anything changes.
+        rest = Initialization(session, restored=planned_parts) if initialize else None
         given = _assign(made, reader, target)
-        unset = set(initialize_uninitialized(session) if initialize else ())
+        unset = set(rest.run()) if rest else set()
         # Read back last: no initialiser may have touched what was restored.
         restored = _read_back(made, target, given)
         still_unset = set() if initialize else set(uninitialized_variables(session))
@@ -258,26 +262,32 @@ def _rest_of_session(
         fresh: the graph's variables that were initialised after the restore.
         unset: the graph's variables that are still not initialised.
     """
-    planned = {item.target for item in made.items} | {pair.name for pair in made.mismatched}
+    done = {item.target for item in made.items} | {pair.name for pair in made.mismatched}
     remarks = {skip.name: skip.remark() for skip in made.missing}
-    everything = SessionTarget(session, all_variables(session))
+    mine = {id(variable) for variable in target.graph_variables()}
+    rows = [
+        (name, spec, [variable_name(v) for v in target.variables_of(name)])
+        for name, spec in target.specs().items()
+        if name not in done
+    ]
+    for variable in all_variables(session):
+        if id(variable) not in mine:  # each for itself, since it was not to be restored
+            mine.add(id(variable))
+            rows.append(
+                (variable_name(variable), variable_spec(variable), [variable_name(variable)])
+            )
     initialized, kept = [], []
-    for scope in (target, everything):
-        for name, spec in scope.specs().items():
-            if name in planned:
-                continue
-            planned.add(name)
-            parts = [variable_name(variable) for variable in scope.variables_of(name)]
-            reason = remarks.get(name, "not among the variables to restore")
-            if any(part in fresh for part in parts):
-                initialized.append(
-                    Initialized(name=name, dtype=spec.dtype, shape=spec.shape, reason=reason)
-                )
-            else:
-                state = "not initialised" if any(part in unset for part in parts) else "set before"
-                kept.append(
-                    Kept(name=name, dtype=spec.dtype, shape=spec.shape, reason=f"{reason}; {state}")
-                )
+    for name, spec, parts in rows:
+        reason = remarks.get(name, "not among the variables to restore")
+        if any(part in fresh for part in parts):
+            initialized.append(
+                Initialized(name=name, dtype=spec.dtype, shape=spec.shape, reason=reason)
+            )
+        else:
+            state = "not initialised" if any(part in unset for part in parts) else "set before"
+            kept.append(
+                Kept(name=name, dtype=spec.dtype, shape=spec.shape, reason=f"{reason}; {state}")
+            )
     return (
         tuple(sorted(initialized, key=lambda entry: sort_key(entry.name))),
         tuple(sorted(kept, key=lambda entry: sort_key(entry.name))),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any]  # which elements: the spec beside it says
 
 __all__ = [
+    "OPAQUE",
     "Array",
     "DType",
     "Shape",
@@ -119,6 +120,8 @@ _ITEMSIZES = {
 } | dict.fromkeys(_VARIABLE_SIZE, 0)
 _ITEMSIZES |= {dtype: 1 for dtype in DType if dtype.value.startswith("float8")}
 
+# Values that only TensorFlow understands.
+OPAQUE = frozenset({DType.resource, DType.variant})
 # NumPy has no quantised types: TensorFlow stores them as these integers.
 _AS_NUMPY = {
     DType.qint8: "int8",
@@ -141,7 +144,7 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """
     import numpy as np
 
-    if dtype in (DType.resource, DType.variant):
+    if dtype in OPAQUE:
         raise UsageError(
             f"elements of dtype {dtype} are opaque to everything but TensorFlow: they can be "
             "listed and copied, but not read as an array"
@@ -284,6 +287,14 @@ def array_bytes(array: Array) -> Iterator[bytes | memoryview]:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     yield memoryview(np.ascontiguousarray(array).ravel().view(np.uint8))
+
+
+def opaque_digest(data: bytes, dtype: DType, shape: Shape) -> str:
+    """Return a digest as `digest` does, of values that are known by their stored bytes alone."""
+    import hashlib
+
+    header = f"{dtype}{format_shape(shape)}\n".encode()
+    return f"sha256:{hashlib.sha256(header + data).hexdigest()}"
 
 
 def digest(array: Array, dtype: DType | None = None) -> str:

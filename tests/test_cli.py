@@ -264,7 +264,9 @@ def test_convert_writes_what_was_chosen_under_new_names(checkpoint: str, tmp_pat
     assert main(["convert", checkpoint, output, *arguments]) == OK
     said = capsys.readouterr()
     assert said.err == ""
-    assert said.out.startswith(f"'{checkpoint}' became '{output}' (V2")
+    assert said.out.startswith(
+        f"'{checkpoint}' (V2 tensor bundle, name-based)\nbecame '{output}' (V2"
+    )
     assert said.out.endswith("4 restored (72 B), 0 initialized, 0 mismatched, 15 unused\n")
     with open_checkpoint(output) as reader:
         assert sorted(reader.specs()) == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -687,3 +688,109 @@ def test_the_script_s_exit_status_says_what_was_wrong(  # noqa: PLR0917
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.glob("out*"))
+
+
+# What the output must not be
+
+
+def test_a_shard_of_a_v1_source_is_never_the_destination(golden, tmp_path):
+    for path in (golden / "sharded_v1").glob("model.ckpt-*"):
+        shutil.copy(path, tmp_path / path.name)
+    shards = sorted(tmp_path.iterdir())
+    with pytest.raises(cr.UsageError, match="is read from"):
+        cr.convert(tmp_path / "model.ckpt", shards[0], overwrite=True)
+    assert sorted(tmp_path.iterdir()) == shards
+
+
+def test_a_data_file_that_a_link_of_the_source_leads_to_is_never_replaced(tmp_path):
+    real = write(tmp_path / "real" / "d", {"w": numbers(3)})
+    for suffix in (".index", ".data-00000-of-00001"):
+        (tmp_path / f"s{suffix}").symlink_to(f"{real}{suffix}")
+    with pytest.raises(cr.UsageError, match="is read from"):
+        cr.convert(tmp_path / "s", real, overwrite=True)
+    with cr.open_checkpoint(tmp_path / "s") as reader:
+        np.testing.assert_array_equal(reader.read("w"), numbers(3))
+
+
+@pytest.mark.parametrize("name", ["", "sub/"])
+def test_a_destination_that_is_no_file_name_is_told(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    ckpt = write(tmp_path / "m", {"w": numbers(3)})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(cr.OutputError, match="a prefix for the files is expected"):
+        cr.convert(ckpt, name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_foresees_that_the_destination_is_taken(tmp_path):
+    ckpt = write(tmp_path / "m", {"w": numbers(3)})
+    taken = write(tmp_path / "taken", {"w": numbers(3)})
+    with pytest.raises(cr.OutputError, match="exists already"):
+        cr.convert(ckpt, taken, dry_run=True)
+
+
+def test_variants_are_carried_over_with_a_digest_of_their_stored_bytes(tmp_path):
+    dataset = tf.data.Dataset.range(4)
+    ckpt = tf.train.Checkpoint(w=tf.Variable([1.0]), it=iter(dataset)).write(str(tmp_path / "c"))
+    report = cr.convert(ckpt, tmp_path / "out")
+    assert all(entry.digest.startswith("sha256:") for entry in report.restored)
+    assert any(entry.item.dtype == "variant" for entry in report.restored)
+
+
+def test_what_was_written_wrongly_is_never_put_in_place(tmp_path, monkeypatch):
+    from compat_restore.checkpoint.bundle_writer import BundleWriter
+
+    ckpt = write(tmp_path / "m", {"w": numbers(2, 3)})
+    old = write(tmp_path / "out", {"old": numbers(1)})
+    real = BundleWriter.add
+    monkeypatch.setattr(
+        BundleWriter, "add", lambda self, name, dtype, array: real(self, name, dtype, array + 1)
+    )
+    rules = cr.Rules(transform=[("w", cr.Transpose((1, 0)))])
+    with pytest.raises(cr.PreservationError, match="'w'"):
+        cr.convert(ckpt, old, rules, overwrite=True)
+    with cr.open_checkpoint(old) as reader:
+        assert list(reader.specs()) == ["old"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+class Encoder(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.pooler = tf.Module()
+        self.pooler.w = tf.Variable(np.zeros((2, 3), np.float32))
+
+
+def test_the_same_rules_serve_a_module_and_its_template(tmp_path):
+    ckpt = write(tmp_path / "m", {"bert/pooler/kernel": numbers(2, 3)})
+    rules = cr.Rules(rename=[("bert/pooler/kernel", "pooler/w")])
+    assert len(cr.restore_objects(Encoder(), ckpt, rules).restored) == 1
+    cr.convert(ckpt, tmp_path / "out", rules, model=Encoder)
+    module = Encoder()
+    tf.train.Checkpoint(model=module).restore(str(tmp_path / "out")).expect_partial()
+    np.testing.assert_array_equal(module.pooler.w, numbers(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def build(): raise ValueError('no weights today')", "ValueError: no weights today"),
+        ("def build(size): pass", "called without arguments"),
+        ("import nowhere_to_be_found", "nowhere_to_be_found"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_model_function_that_fails_is_told_without_a_traceback(
+    tmp_path, monkeypatch, capsys, source, message
+):
+    from compat_restore.cli import main
+
+    (tmp_path / "models_of_mine.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ckpt = write(tmp_path / "m", {"w": numbers(3)})
+    monkeypatch.delitem(sys.modules, "models_of_mine", raising=False)
+    assert main(["convert", ckpt, "out", "--model", "models_of_mine:build"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said

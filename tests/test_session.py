@@ -534,7 +534,40 @@ def test_an_initialiser_that_would_run_another_variable_s_initialiser_never_undo
         v1.get_variable("b", initializer=after_w, use_resource=resource)
         with pytest.raises(cr.InitializationError, match=r"'b'.*'w'"):
             cr.restore_session(session, ckpt)
-        assert session.run(w) == 40
+        assert cr.uninitialized_variables(session) == ("w", "b")
+
+
+def test_an_initialiser_that_needs_a_feed_is_told_before_anything_changes(tmp_path, resource):
+    ckpt = write(tmp_path / "m", {"w": np.float32(40)})
+    with graph_and_session() as session:
+        variable("w", np.float32(0), resource)
+        fed = v1.placeholder(tf.float32, [], name="fed")
+        v1.get_variable("b", initializer=lambda: fed * 2.0, use_resource=resource)
+        with pytest.raises(cr.InitializationError, match=r"'b' needs the placeholder 'fed'"):
+            cr.restore_session(session, ckpt)
+        assert cr.uninitialized_variables(session) == ("w", "b")
+
+
+def test_an_initialiser_that_fails_is_told_by_the_variable_s_name(resource):
+    with graph_and_session() as session:
+        bad = lambda: tf.debugging.check_numerics(tf.math.log(-1.0) + tf.zeros(()), "no number")  # noqa: E731
+        v1.get_variable("b", initializer=bad, use_resource=resource)
+        with pytest.raises(cr.InitializationError, match=r"initialising 'b' failed: .*no number"):
+            cr.initialize_uninitialized(session)
+
+
+@pytest.mark.parametrize("session", [None, object(), "session"])
+def test_what_is_no_session_is_told(tmp_path, session):
+    with pytest.raises(cr.TargetError, match="Session is expected"):
+        cr.restore_session(session, write(tmp_path / "m", {"w": np.float32(40)}))
+
+
+def test_a_bare_variable_in_place_of_a_list_is_told(tmp_path, resource):
+    ckpt = write(tmp_path / "m", {"w": np.float32(40)})
+    with graph_and_session() as session:
+        w = variable("w", np.float32(0), resource)
+        with pytest.raises(cr.TargetError, match=r"variables=\[...\]"):
+            cr.restore_session(session, ckpt, variables=w)
 
 
 def test_an_initialiser_that_sets_a_restored_variable_unseen_is_found_out(tmp_path):

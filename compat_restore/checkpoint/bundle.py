@@ -62,7 +62,14 @@ if TYPE_CHECKING:
 
     from compat_restore.tensors import Array, Shape, Slice
 
-__all__ = ["BundleEntry", "BundleReader", "data_file", "decode_strings", "encode_strings"]
+__all__ = [
+    "BundleEntry",
+    "BundleReader",
+    "data_file",
+    "decode_strings",
+    "decode_values",
+    "encode_strings",
+]
 
 _MOST_SHARDS = 99_999
 _VERIFY_CHUNK = 1 << 20
@@ -504,19 +511,8 @@ class BundleReader(CheckpointReader):
         return full
 
     def _whole(self, label: str, entry: BundleEntry) -> Array:
-        import numpy as np
-
-        dtype = numpy_dtype(entry.dtype)
-        data = self._bytes(label, entry)
-        if entry.dtype is DType.string:
-            array = np.empty(element_count(entry.shape), dtype)
-            array[:] = decode_strings(data, len(array))[0]
-            return array.reshape(entry.shape)
-        if self._big_endian:
-            array = np.frombuffer(data, dtype).byteswap()
-        else:
-            array = np.frombuffer(bytearray(data), dtype)
-        return array.reshape(entry.shape)
+        numpy_dtype(entry.dtype)  # opaque values are told before they are read
+        return decode_values(self._bytes(label, entry), entry, big_endian=self._big_endian)
 
     def _bytes(self, label: str, entry: BundleEntry) -> bytes:
         data = self._file(entry.shard).read(entry.offset, entry.size)
@@ -542,6 +538,26 @@ class BundleReader(CheckpointReader):
                 f"{entry.offset + entry.size}) is damaged: the checksum of its bytes is "
                 f"{crc:08x}, {unmask(entry.checksum):08x} was stored; copy or download it again"
             )
+
+
+def decode_values(data: bytes, entry: BundleEntry, *, big_endian: bool = False) -> Array:
+    """Return the values of a tensor's bytes as stored, as an array of its own.
+
+    Raises:
+        UsageError: its dtype has no values that NumPy could hold.
+        WireError: strings that are malformed.
+    """
+    import numpy as np
+
+    dtype = numpy_dtype(entry.dtype)
+    if entry.dtype is DType.string:
+        array = np.empty(element_count(entry.shape), dtype)
+        array[:] = decode_strings(data, len(array))[0]
+    elif big_endian:
+        array = np.frombuffer(data, dtype).byteswap()
+    else:
+        array = np.frombuffer(bytearray(data), dtype)
+    return array.reshape(entry.shape)
 
 
 def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:

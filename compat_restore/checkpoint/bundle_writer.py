@@ -17,11 +17,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
-from compat_restore.checkpoint.bundle import BundleEntry, data_file, encode_strings
+from compat_restore.checkpoint.bundle import (
+    BundleEntry,
+    data_file,
+    decode_strings,
+    decode_values,
+    encode_strings,
+)
 from compat_restore.checkpoint.checksum import crc32c, mask, unmask
+from compat_restore.checkpoint.files import LocalFile
 from compat_restore.checkpoint.table import TableBuilder
 from compat_restore.errors import DamagedCheckpointError, OutputError
-from compat_restore.tensors import DType, array_bytes, numpy_dtype
+from compat_restore.tensors import OPAQUE, DType, array_bytes, element_count, numpy_dtype
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,11 +39,48 @@ if TYPE_CHECKING:
     from compat_restore.checkpoint.reader import StoredTensor
     from compat_restore.tensors import Array, Shape
 
-__all__ = ["BundleWriter"]
+__all__ = ["BundleWriter", "check_destination"]
 
 _COPY_CHUNK = 1 << 20
 _PRODUCER = 1  # kTensorBundleVersion
 _DATA_NAME = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+
+
+def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
+    """Return the files of checkpoints that stand under a prefix, the index first.
+
+    Raises:
+        OutputError: there are some and `overwrite` is not set, or no bundle can have this prefix.
+    """
+    if not os.path.basename(prefix) or os.path.isdir(prefix):
+        raise OutputError(
+            f"'{prefix}' is {'a directory' if prefix else 'no name'}; a prefix for the files is "
+            f"expected, such as '{os.path.join(prefix, 'model.ckpt')}'"
+        )
+    old = _existing(prefix)
+    if old and not overwrite:
+        raise OutputError(
+            f"'{prefix}' exists already ({', '.join(map(os.path.basename, old))}); "
+            "choose another name, or overwrite it with overwrite=True (--overwrite)"
+        )
+    return old
+
+
+def _existing(prefix: str) -> tuple[str, ...]:
+    folder, stem = os.path.split(os.path.abspath(prefix))
+    found = [path for path in (f"{prefix}.index", prefix, f"{prefix}.meta") if _exists(path)]
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise _output_error(prefix, error) from error
+    found += [
+        os.path.join(folder, name)
+        for name in names
+        if name.startswith(stem) and _DATA_NAME.fullmatch(name[len(stem) :])
+    ]
+    return tuple(found)
 
 
 class BundleWriter:
@@ -52,19 +96,9 @@ class BundleWriter:
             OutputError: there is a checkpoint already and `overwrite` is not set, or the place
                 cannot be written to.
         """
+        self._old = check_destination(prefix, overwrite=overwrite)
         self._prefix = prefix
         self._folder, stem = os.path.split(os.path.abspath(prefix))
-        if not stem:
-            raise OutputError(
-                f"'{prefix}' is a directory; a prefix for the files is expected, such as "
-                f"'{prefix}model.ckpt'"
-            )
-        self._old = self._existing()
-        if self._old and not overwrite:
-            raise OutputError(
-                f"'{prefix}' exists already ({', '.join(map(os.path.basename, self._old))}); "
-                "choose another name, or overwrite it with overwrite=True (--overwrite)"
-            )
         self._entries: dict[bytes, BundleEntry] = {}
         self._offset = 0
         temporary = os.path.join(self._folder, f".{stem}.{secrets.token_hex(8)}")
@@ -110,9 +144,6 @@ class BundleWriter:
         if dtype in (DType.string, DType.variant):
             data = stored.source.read(stored.offset, stored.size)
             if dtype is DType.string:
-                from compat_restore.checkpoint.bundle import decode_strings
-                from compat_restore.tensors import element_count
-
                 try:
                     crc = decode_strings(data, element_count(shape))[1]
                 except wire.WireError as error:
@@ -132,6 +163,21 @@ class BundleWriter:
             left -= len(chunk)
         self._check(name, stored, crc)
         self._enter(name, BundleEntry(dtype, shape, 0, offset, stored.size, stored.checksum))
+
+    def read_back(self, name: str) -> Array | bytes:
+        """Return what was written of a tensor, read from the file before it is put in place.
+
+        Returns:
+            The values; the bytes as stored, where NumPy cannot hold the values (variants).
+        """
+        entry = self._entries[name.encode()]
+        try:
+            self._data.flush()
+        except OSError as error:
+            raise _output_error(self._prefix, error) from error
+        with LocalFile(self._temporary_data) as written:
+            data = written.read(entry.offset, entry.size)
+        return data if entry.dtype in OPAQUE else decode_values(data, entry)
 
     def finish(self) -> None:
         """Put the bundle in place.
@@ -184,29 +230,6 @@ class BundleWriter:
     ) -> None:
         self.abandon()
 
-    def _existing(self) -> list[str]:
-        """Return the files of checkpoints under the prefix, the index first."""
-        prefix = self._prefix
-        found = [path for path in (f"{prefix}.index", prefix, f"{prefix}.meta") if _exists(path)]
-        stem = os.path.basename(prefix)
-        try:
-            names = sorted(os.listdir(self._folder))
-        except FileNotFoundError:
-            names = []
-        except OSError as error:
-            raise _output_error(prefix, error) from error
-        found += [
-            os.path.join(self._folder, name)
-            for name in names
-            if name.startswith(stem) and _DATA_NAME.fullmatch(name[len(stem) :])
-        ]
-        if os.path.isdir(prefix):
-            raise OutputError(
-                f"'{prefix}' is a directory; a prefix for the files is expected, such as "
-                f"'{os.path.join(prefix, 'model.ckpt')}'"
-            )
-        return found
-
     def _free_count(self) -> int:
         """Return the smallest number of data files that no file of the prefix carries."""
         taken = {int(match[2]) for path in self._old if (match := _DATA_NAME.search(path))}
@@ -231,6 +254,11 @@ class BundleWriter:
         return path
 
     def _place(self, temporary: str, final: str) -> None:
+        if os.path.lexists(final):
+            raise OutputError(
+                f"'{final}' appeared while '{self._prefix}' was written: is another program "
+                "writing the same checkpoint? Nothing was changed"
+            )
         self._placed.append(final)
         os.replace(temporary, final)
 

@@ -131,6 +131,7 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in _VERBS.items())
     statuses = "\n".join(f"  {status:<10}{what}" for status, what in EXIT_STATUS.items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="compat-restore",
         usage="compat-restore COMMAND ...",
         description="Bring the weights of TensorFlow 1 checkpoints into today's code, and know "

@@ -28,6 +28,7 @@ _EXAMPLES = r"""examples:
 def run(arguments: Sequence[str]) -> int:
     """Convert a checkpoint; return the exit status."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="compat-restore convert",
         description="Write chosen tensors of a checkpoint to a new V2 checkpoint: name-based "
         "(TensorFlow 1's Saver and TensorFlow 2 restore it by names), or with --into or --model "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from compat_restore.conversion import convert
 from compat_restore.errors import MissingDependencyError
 from compat_restore.restore import restore_objects, restore_session
 from compat_restore.rules import Rules
+from compat_restore.targets.template import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ _TO_KERAS = _BACKBONE.replace(rename=[(r"net/(.*)", r"\1")])
 def run(arguments: Sequence[str]) -> int:
     """Show the trap and the ways around it; return the exit status."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="compat-restore demo",
         description="Make a TF1 checkpoint, add a new head, show what global_variables_initializer "
         "does to loaded weights, then restore in TF1 and TF2 and convert, with reports.",
@@ -74,9 +75,8 @@ def _tensorflow() -> Any:  # the module has no types
     Raises:
         MissingDependencyError: it is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _quiet():
+        with quiet():
             import tensorflow as tf
 
             tf.zeros(())  # the first op prints the rest
@@ -85,20 +85,6 @@ def _tensorflow() -> Any:  # the module has no types
             f"the demo needs TensorFlow ({error}): pip install 'compat_restore[tensorflow]'"
         ) from error
     return tf
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what native code writes to stderr nowhere."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ _EXAMPLES = """examples:
 def run(arguments: Sequence[str]) -> int:
     """List the tensors of a checkpoint; return the exit status."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="compat-restore inspect",
         description="List the tensors of a checkpoint: names, dtypes, shapes, bytes, and which are "
         "optimizer slots or bookkeeping. Repeated layers of one shape share a row.",

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from compat_restore.tensors import Array
 
 __all__ = [
+    "Initialization",
     "Session",
     "SessionTarget",
     "all_variables",
     "initialize_uninitialized",
     "uninitialized_variables",
     "variable_name",
+    "variable_spec",
 ]
 
 _VARIABLE_OPS = ("Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable")
@@ -126,6 +128,11 @@ class SessionTarget:
         Raises:
             TargetError: something is no variable, or two share a name.
         """
+        if not hasattr(session, "graph") or not hasattr(session, "run"):
+            raise TargetError(
+                f"a tf.compat.v1.Session is expected, not {type(session).__name__}; models and "
+                "other objects are restored with restore_objects(target, checkpoint, ...)"
+            )
         self._session = session
         self._graph = session.graph
         chosen = self._graph.get_collection("variables") if variables is None else variables
@@ -182,6 +189,10 @@ class SessionTarget:
         if batch:
             yield from self._read_batch(batch)
 
+    def graph_variables(self) -> tuple[_Variable, ...]:
+        """Return the graph's variables, the parts of partitioned ones among them."""
+        return tuple(part.variable for parts in self._parts.values() for part in parts)
+
     def variables_of(self, name: str) -> tuple[_Variable, ...]:
         """Return the graph's variables that make up a variable: one, or its parts."""
         return tuple(part.variable for part in self._parts[name])
@@ -208,10 +219,9 @@ class SessionTarget:
         info = getattr(variable, "_save_slice_info", None)
         dtype = dtype_of(variable.dtype)
         if info is None:
-            name = variable_name(variable)
-            shape = _declared_shape(variable)
-            self._parts.setdefault(name, []).append(_Part(variable))
-            self._specs[name] = TensorSpec(name, dtype, shape)
+            spec = variable_spec(variable)
+            self._parts.setdefault(spec.name, []).append(_Part(variable))
+            self._specs[spec.name] = spec
             return
         name = str(info.full_name)
         part = Slice(
@@ -290,26 +300,72 @@ def initialize_uninitialized(
             circle, one would set a variable that is set already, or one fails; then some of the
             variables may have been initialised.
     """
-    unset = _unset(session, variables)
-    for variable in unset:
-        if variable.initializer is None:
-            raise InitializationError(
-                f"variable '{variable_name(variable)}' is not set, and has no initialiser"
-            )
-    _check_initializers(unset)
-    for level in _levels(unset):
-        try:
-            session.run([variable.initializer for variable in level])
-        except Exception as error:
-            if type(error).__name__ != "FailedPreconditionError":
-                raise
-            names = ", ".join(f"'{variable_name(variable)}'" for variable in level[:5])
-            raise InitializationError(
-                f"initialising {names}{' ...' if len(level) > 5 else ''} failed, because an "
-                "initialiser reads something that is not initialised (a variable outside of "
-                f"those chosen, or a table): {_gist(error)}"
-            ) from error
-    return tuple(variable_name(variable) for variable in unset)
+    return Initialization(session, variables).run()
+
+
+class Initialization:
+    """What is not set in a session, found in one run, and the order in which to initialise it."""
+
+    def __init__(
+        self,
+        session: Session,
+        variables: Iterable[object] | None = None,
+        *,
+        restored: Iterable[object] = (),
+    ) -> None:
+        """Find what is not set, and check that it can be initialised.
+
+        Args:
+            session: the session.
+            variables: which variables; the graph's global and local ones if None.
+            restored: variables that will be set otherwise before `run`.
+
+        Raises:
+            InitializationError: as `initialize_uninitialized`, for what shows in the graph.
+        """
+        self._session = session
+        others = {id(variable) for variable in restored}
+        self.unset = [v for v in _unset(session, variables) if id(v) not in others]
+        for variable in self.unset:
+            if variable.initializer is None:
+                raise InitializationError(
+                    f"variable '{variable_name(variable)}' is not set, and has no initialiser"
+                )
+        _check_initializers(self.unset)
+        self._levels = _levels(self.unset)
+
+    def run(self) -> tuple[str, ...]:
+        """Initialise; return the names of the variables.
+
+        Raises:
+            InitializationError: an initialiser fails.
+        """
+        for level in self._levels:
+            try:
+                self._session.run([variable.initializer for variable in level])
+            except Exception as error:
+                if not _is_tensorflow_error(error):
+                    raise
+                names = ", ".join(f"'{variable_name(variable)}'" for variable in level[:5])
+                raise InitializationError(
+                    f"initialising {names}{' ...' if len(level) > 5 else ''} failed: "
+                    f"{_reason(error)}{_gist(error)}"
+                ) from error
+        return tuple(variable_name(variable) for variable in self.unset)
+
+
+def _is_tensorflow_error(error: Exception) -> bool:
+    """Whether an error is TensorFlow's own, which cannot be named without importing it."""
+    return any(cls.__name__ == "OpError" for cls in type(error).__mro__)
+
+
+def _reason(error: Exception) -> str:
+    if type(error).__name__ != "FailedPreconditionError":
+        return ""
+    return (
+        "an initialiser reads something that is not initialised (a variable outside of those "
+        "chosen, or a table): "
+    )
 
 
 def all_variables(session: Session) -> list[_Variable]:
@@ -321,6 +377,11 @@ def all_variables(session: Session) -> list[_Variable]:
 def variable_name(variable: _Variable) -> str:
     """Return the name that a graph's variable has in checkpoints: that of its op."""
     return canonical_name(str(variable.op.name))
+
+
+def variable_spec(variable: _Variable) -> TensorSpec:
+    """Return the spec of one of a graph's variables, a part for itself."""
+    return TensorSpec(variable_name(variable), dtype_of(variable.dtype), _declared_shape(variable))
 
 
 def _unset(session: Session, variables: Iterable[object] | None) -> list[_Variable]:
@@ -447,14 +508,19 @@ def _run_first(variable: _Variable) -> list[_Operation]:
 
 
 def _check_initializers(unset: Sequence[_Variable]) -> None:
-    """Raise if an initialiser would set a variable that is set already.
+    """Raise for an initialiser that needs a feed, or would set a variable that is set already.
 
     Raises:
-        InitializationError: running it would undo what was restored.
+        InitializationError: it could not run, or would undo what was restored.
     """
     free = {variable.op.name for variable in unset}
     for variable in unset:
         for op in _run_first(variable):
+            if op.type == "Placeholder":
+                raise InitializationError(
+                    f"the initialiser of '{variable_name(variable)}' needs the placeholder "
+                    f"'{op.name}' to be fed; run it yourself first, with its feed"
+                )
             if op.type not in _ASSIGN_OPS or not op.inputs:
                 continue
             assigned = op.inputs[0].op
@@ -483,6 +549,8 @@ def _flattened(variables: Iterable[object]) -> list[_Variable]:
     Raises:
         TargetError: something is no variable of a graph.
     """
+    if hasattr(variables, "initializer"):
+        raise TargetError("a single variable: pass a list, variables=[...]")
     found: dict[int, _Variable] = {}
     for variable in variables:
         members = [variable]
@@ -543,4 +611,9 @@ def _gist(error: Exception) -> str:
     """Return the line of a TensorFlow error that says what is wrong, not where."""
     lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines()]
     told = [line for line in lines if "nitialized" in line]
-    return (told or [line for line in lines if line] or [type(error).__name__])[0]
+    # "Graph execution error:" and the stack come first, what is wrong just before the node.
+    said = [line for line in lines if line and not line.startswith(("[[", "Original stack"))]
+    if not told and said[:1] == ["Graph execution error:"]:
+        before = [n for n, line in enumerate(lines) if line.startswith("[[")]
+        told = [line for line in lines[: before[0]] if line][-1:] if before else said[-1:]
+    return (told or said or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from compat_restore.checkpoint import CheckpointReader
 
-__all__ = ["load_function", "template_of"]
+__all__ = ["load_function", "quiet", "template_of"]
 
 
 def load_function(reference: str) -> Callable[[], object]:
@@ -37,16 +37,35 @@ def load_function(reference: str) -> Callable[[], object]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        with quiet():
+            module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
+        cause = "the current directory is searched too" if missing else "importing it failed"
         raise UsageError(
-            f"model {reference!r}: {error}; the current directory is searched too"
+            f"model {reference!r}: {type(error).__name__}: {error}; {cause}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"model {reference!r}: the module has no function {function_name!r}")
     made: Callable[[], object] = function
     return made
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep TensorFlow's start-up messages, which native code writes to stderr, off the terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -60,15 +79,21 @@ def template_of(model: Callable[[], object]) -> Iterator[CheckpointReader]:
         MissingDependencyError: TensorFlow is not installed.
         TargetError: the function returns nothing that has variables, or a model that is not built.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages among the results
     try:
-        import tensorflow as tf
+        with quiet():
+            import tensorflow as tf
     except ImportError as error:
         raise MissingDependencyError(
             "making a model needs TensorFlow: pip install 'compat_restore[tensorflow]'; a template "
             "(into=, --into) needs none"
         ) from error
-    made = model()
+    try:
+        made = model()
+    except Exception as error:
+        raise UsageError(
+            f"the function that makes the model failed, called without arguments: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if isinstance(made, tf.train.Checkpoint):
         checkpoint = made
     else:
