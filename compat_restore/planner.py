@@ -456,7 +456,10 @@ def _mismatch_message(
             f"exclude={literal!r}"
         )
     wanted = spec.shape or ()
-    settle = f"exclude it with exclude={literal!r}, or leave out all such with skip_mismatched=True"
+    settle = (
+        f"exclude it with exclude={literal!r}, or leave out all such with "
+        "skip_mismatched=True (--skip-mismatched)"
+    )
     if (
         None not in wanted
         and len(shape) == len(wanted)

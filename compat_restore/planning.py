@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
 from compat_restore.errors import PlanError, TargetError, UsageError
@@ -11,13 +11,14 @@ from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
+from compat_restore.targets.session import SessionTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from os import PathLike
 
     from compat_restore.rules import RulesLike
-    from compat_restore.targets import Target
+    from compat_restore.targets.session import Session
     from compat_restore.tensors import TensorSpec
 
 __all__ = ["opened", "plan", "planned", "structure_for"]
@@ -25,7 +26,7 @@ __all__ = ["opened", "plan", "planned", "structure_for"]
 
 def plan(
     checkpoint: CheckpointReader | str | PathLike[str],
-    target: Target | None,
+    target: object,
     rules: RulesLike | RestorePlan = None,
     *,
     match_by: str = "auto",
@@ -38,7 +39,8 @@ def plan(
 
     Args:
         checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
-        target: a `SessionTarget` or `ObjectTarget`; None for a new checkpoint that takes any name.
+        target: a session, or what `restore_objects` takes, or a `SessionTarget` or `ObjectTarget`
+            of it; None for a new checkpoint that takes any name.
         rules: as for `restore_session`.
         match_by: as for `restore_objects`.
         root: as for `restore_objects`.
@@ -50,13 +52,20 @@ def plan(
         PlanError: names, shapes or dtypes do not fit; all faults are listed.
     """
     check_match_by(match_by)
+    described: SessionTarget | ObjectTarget | None
+    if target is None or isinstance(target, SessionTarget | ObjectTarget):
+        described = target
+    elif hasattr(target, "graph") and hasattr(target, "run"):
+        described = SessionTarget(cast("Session", target))
+    else:
+        described = ObjectTarget(target)
     with opened(checkpoint) as reader:
         structure = None
-        if isinstance(target, ObjectTarget):
-            structure = structure_for(target, reader, rules, match_by, root)
+        if isinstance(described, ObjectTarget):
+            structure = structure_for(described, reader, rules, match_by, root)
         return planned(
             reader,
-            None if target is None else target.specs(),
+            None if described is None else described.specs(),
             rules,
             pairs=structure.pairs if structure else None,
             strict=strict,

@@ -338,6 +338,11 @@ def as_rules(rules: RulesLike) -> Rules:
     if isinstance(rules, AnyMapping):
         return Rules.from_assignment_map(rules)
     if isinstance(rules, str | os.PathLike):
+        if not os.path.exists(rules):
+            raise RuleError(
+                f"rules '{os.fspath(rules)}': a string is the path of a rules file, and there is "
+                "none; patterns are passed as Rules(include=[...])"
+            )
         return Rules.from_toml(rules)
     raise UsageError(
         f"rules are {type(rules).__name__}; Rules, a RestorePlan, an assignment map, the path of a "

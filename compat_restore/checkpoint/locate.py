@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Location", "locate", "read_state_file"]
 
 _STATE_FILE = "checkpoint"
+# Files that say which checkpoint their directory holds, and hold none themselves.
+_NAMING_FILES = (_STATE_FILE, "saved_model.pb", "saved_model.pbtxt")
 _STATE_LINE = re.compile(r'\s*model_checkpoint_path\s*:\s*("(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\')')
 _LONGEST_STATE_FILE = 16 << 20
 _DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
@@ -78,6 +80,9 @@ def locate(path: str) -> Location:
         return _bundle(path)
     if found := _from_part(path):
         return found
+    folder, name = os.path.split(path)
+    if name in _NAMING_FILES and is_regular_file(path) and not _ends_as_table(path):
+        return _in_directory(folder or ".")
     if is_regular_file(path):
         return _file(path)
     if shards := _v1_shards(path):
@@ -229,7 +234,7 @@ def _from_state(folder: str, named: str, candidates: list[str]) -> Location:
     beside = os.path.join(folder, os.path.basename(named))
     tried = [os.path.join(folder, named), beside]
     for number, path in enumerate(dict.fromkeys(tried)):
-        if _is_there(path):
+        if os.path.basename(path) not in _NAMING_FILES and _is_there(path):
             found = locate(path)
             if number == 0:
                 return found

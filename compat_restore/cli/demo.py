@@ -54,10 +54,12 @@ def run(arguments: Sequence[str]) -> int:
         count = len(chosen)
         _title("The trap: Saver.restore, then global_variables_initializer()")
         _say(f"{count - lost} of {count} weights are still those of the checkpoint.")
+        _title("The rules: what is wanted")
+        _say(_BACKBONE.to_toml().rstrip())
         _title("TF1: compat_restore.restore_session(sess, checkpoint, rules)")
         _say(f"{held} of {count} weights are those of the checkpoint, byte for byte.\n")
         _say(str(report))
-        _title("TF2: compat_restore.restore_objects(keras_model, checkpoint, rules)")
+        _title("TF2: compat_restore.restore_objects(keras_model, checkpoint, rules with a rename)")
         _say(f"{same_objects} of {count} weights are those of the checkpoint, byte for byte.\n")
         _say(str(objects))
         _title("Files: compat_restore.convert, then tf.train.Checkpoint(model=m).restore")
@@ -65,6 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         _say(str(files))
         if args.keep:
             _say(f"\nThe files are in {folder}")
+        _say("\nNext: migration_guide/index.md shows each of these as code to copy.")
     good = lost == count and held == same_objects == same_files == count
     return 0 if good else 1
 

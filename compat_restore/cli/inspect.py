@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--full", action="store_true", help="a row for every tensor")
     parser.add_argument("--json", action="store_true", help="machine-readable, every tensor")
-    add_rule_options(parser)
+    add_rule_options(parser, renames=False)
     args = parser.parse_args(arguments)
     if args.rename:
         raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")

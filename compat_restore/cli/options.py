@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from typing import TYPE_CHECKING
 
 from compat_restore.errors import UsageError
 from compat_restore.rules import Rename, Rules, compiled
 
-if TYPE_CHECKING:
-    import argparse
-
 __all__ = ["add_rule_options", "rules_from"]
 
 
-def add_rule_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that make up rules."""
+def add_rule_options(parser: argparse.ArgumentParser, *, renames: bool = True) -> None:
+    """Add the options that make up rules.
+
+    Args:
+        parser: of the command.
+        renames: whether the command can make use of new names.
+    """
     group = parser.add_argument_group(
         "rules",
         "REGEX must match a whole name in the checkpoint: 'bert/.*' matches 'bert/pooler/bias', "
-        "'bert' does not",
+        "'bert' does not. Each of these can be repeated: --include A --include B",
     )
     group.add_argument(
         "--include", metavar="REGEX", action="append", default=[], help="take these tensors alone"
@@ -33,13 +35,16 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help=r"new name, with \1 for the first group; the first rename that matches decides; "
-        "'REGEX=' drops",
+        "'REGEX=' drops"
+        if renames
+        else argparse.SUPPRESS,
     )
     group.add_argument("--rules", metavar="FILE", help="rules from a TOML file")
     group.add_argument(
         "--drop-slots",
         action="store_true",
-        help="leave out optimizer slots, moving averages and counters",
+        help="leave out optimizer slots, moving averages of weights, and counters (the moving "
+        "statistics of batch normalisation are weights, and stay)",
     )
     group.add_argument(
         "--allow-unmatched", action="store_true", help="a rule that matches nothing is no error"
