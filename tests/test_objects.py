@@ -725,3 +725,37 @@ def test_what_is_no_target_is_told(tmp_path, target, message):
     ckpt = write(tmp_path / "m", {"a": numbers(2)})
     with pytest.raises(cr.TargetError, match=message):
         cr.restore_objects(target, ckpt)
+
+
+@pytest.mark.parametrize("world", [tf_keras, keras], ids=["tf_keras", "keras3"])
+def test_a_saved_model_restores_by_names(tmp_path, world):
+    source = dense_model(world, "fc1", "fc2", name="net")
+    fill(source)
+    folder = str(tmp_path / "exported")
+    if world is keras:
+        source.export(folder, verbose=False)
+    else:
+        source.save(folder)
+    with cr.open_checkpoint(folder) as reader:
+        assert reader.notes
+    fresh = dense_model(world, "fc1", "fc2", name="net")
+    report = cr.restore_objects(fresh, folder, match_by="name")
+    assert len(report.restored) == 4
+    for layer in ("fc1", "fc2"):
+        np.testing.assert_array_equal(fresh.get_layer(layer).kernel, source.get_layer(layer).kernel)
+
+
+@pytest.mark.parametrize("world", [tf_keras, keras], ids=["tf_keras", "keras3"])
+def test_what_an_optimizer_keeps_is_no_variable_of_the_model(tmp_path, world):
+    model = dense_model(world, "fc", name="net")
+    optimizer = world.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    ckpt = tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(tmp_path / "ckpt"))
+    with cr.open_checkpoint(ckpt) as reader:
+        kinds = [role.kind.value for role in reader.roles().values()]
+    assert kinds.count("variable") == 2
+    assert kinds.count("slot") == 4
+    report = cr.restore_objects(
+        dense_model(world, "fc", name="net"), ckpt, cr.Rules(drop_slots=True)
+    )
+    assert len(report.restored) == 2

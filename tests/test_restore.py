@@ -467,3 +467,23 @@ def test_restoring_leaves_the_caller_s_rules_and_mappings_alone(ckpt):
     cr.restore_objects(made, ckpt, rules)
     assert rules == {"enc/layer_1/": "body/layer_1/"}
     assert made == before
+
+
+def test_what_is_demanded_is_demanded_of_a_plan_too(ckpt):
+    shapes = {**SHAPES, "another/head": (3,)}
+    made = eager_variables(shapes)
+    plan = cr.plan(ckpt, made, RULES)
+    with pytest.raises(cr.PlanError, match="variable 'another/head': strict"):
+        cr.restore_objects(made, ckpt, plan, strict=True)
+    with pytest.raises(cr.UsageError, match="skip_mismatched"):
+        cr.restore_objects(made, ckpt, plan, skip_mismatched=True)
+    empty = cr.plan(ckpt, made, cr.Rules(include="no.*", allow_unmatched=True), allow_empty=True)
+    with pytest.raises(cr.PlanError, match="restores nothing"):
+        cr.restore_objects(made, ckpt, empty)
+    assert cr.restore_objects(made, ckpt, empty, allow_empty=True).restored == ()
+    assert not any(np.any(variable.numpy()) for variable in made.values())
+
+
+def test_a_string_that_is_no_rules_file_is_told(ckpt):
+    with pytest.raises(cr.RuleError, match="a string is the path of a rules file"):
+        cr.restore_objects(eager_variables(SHAPES), ckpt, "enc/.*")

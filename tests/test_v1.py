@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -371,3 +372,24 @@ def test_unknown_fields_are_passed_over(tmp_path):
     proto = floats((4,), 1, 2, 3, 4) + more
     assert list(wire.fields(more)) == [(99, wire.VARINT, 1), (98, wire.BYTES, b"new")]
     assert read_w(v1_file(tmp_path / "m", parts=[(WHOLE, proto)])).tolist() == [1, 2, 3, 4]
+
+
+def test_many_small_tensors_of_one_block_are_read_in_linear_time(tmp_path):
+    names = [f"v{number:05d}" for number in range(3000)]
+    whole = Slice((), ())
+    proto = wire.bytes_field(5, np.float32(1).tobytes())
+    rows = {b"": b""}
+    meta = b""
+    for name in names:
+        entry = wire.bytes_field(1, name.encode()) + wire.bytes_field(2, b"")
+        meta += wire.bytes_field(1, entry + wire.varint_field(3, 1) + wire.bytes_field(4, b""))
+        saved = wire.bytes_field(1, name.encode()) + wire.bytes_field(2, b"")
+        saved += wire.bytes_field(3, wire.varint_field(1, 1) + proto)
+        rows[slice_key(name, whole)] = wire.bytes_field(2, saved)
+    rows[b""] = wire.bytes_field(1, meta)
+    path = tmp_path / "m"
+    path.write_bytes(table_of(sorted(rows.items())))
+    with open_checkpoint(path) as reader:
+        begun = time.process_time()
+        assert all(reader.read(name) == 1 for name in names)
+        assert time.process_time() - begun < 2
