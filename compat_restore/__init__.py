@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from compat_restore.restore import restore_objects, restore_session
     from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import Rename, Rules
-    from compat_restore.targets.objects import ObjectTarget
-    from compat_restore.targets.session import (
-        SessionTarget,
+    from compat_restore.targets.initialization import (
         initialize_uninitialized,
         uninitialized_variables,
     )
+    from compat_restore.targets.objects import ObjectTarget
+    from compat_restore.targets.session import SessionTarget
     from compat_restore.tensors import DType, TensorSpec, digest
     from compat_restore.transforms import Cast, Reshape, Transpose
 
@@ -126,13 +126,13 @@ _HOME = {
     "Transpose": "compat_restore.transforms",
     "convert": "compat_restore.conversion",
     "digest": "compat_restore.tensors",
-    "initialize_uninitialized": "compat_restore.targets.session",
+    "initialize_uninitialized": "compat_restore.targets.initialization",
     "open_checkpoint": "compat_restore.checkpoint",
     "plan": "compat_restore.planning",
     "plan_restore": "compat_restore.planner",
     "restore_objects": "compat_restore.restore",
     "restore_session": "compat_restore.restore",
-    "uninitialized_variables": "compat_restore.targets.session",
+    "uninitialized_variables": "compat_restore.targets.initialization",
 }
 
 

@@ -383,14 +383,19 @@ class _Planner:
         return tuple(sorted(missing, key=lambda skip: sort_key(skip.name)))
 
     def _restores_nothing(self) -> bool:
-        """Whether no variable is restored, or nothing but counters and slots beside them."""
+        """Whether nothing is restored, or counters and slots alone where weights were at hand."""
         if not self.items:
             return True
+        if any(self._is_variable(item.source) for item in self.items):
+            return False
         wanted = any(
             skip.reason is Reason.NO_VARIABLE and self._is_variable(skip.name)
             for skip in self.unused
         )
-        return wanted and not any(self._is_variable(item.source) for item in self.items)
+        roles = classify(self.targets or {})
+        return wanted and any(
+            roles[name].kind is RoleKind.VARIABLE for name in roles if name not in self.takers
+        )
 
     def _is_variable(self, name: str) -> bool:
         role = self.roles.get(name)

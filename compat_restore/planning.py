@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from compat_restore.rules import RulesLike
-    from compat_restore.targets.session import Session
+    from compat_restore.targets.graph import Session
     from compat_restore.tensors import TensorSpec
 
 __all__ = ["opened", "plan", "planned", "structure_for"]

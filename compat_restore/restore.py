@@ -8,15 +8,10 @@ from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
 from compat_restore.planning import opened, planned, structure_for
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.targets.graph import all_variables, variable_name, variable_spec
+from compat_restore.targets.initialization import Initialization, uninitialized_variables
 from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
-from compat_restore.targets.session import (
-    Initialization,
-    SessionTarget,
-    all_variables,
-    uninitialized_variables,
-    variable_name,
-    variable_spec,
-)
+from compat_restore.targets.session import SessionTarget
 from compat_restore.tensors import digest
 from compat_restore.transforms import transformed
 
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
     from compat_restore.restore_plan import RestorePlan
     from compat_restore.rules import RulesLike
     from compat_restore.targets import Target
-    from compat_restore.targets.session import Session
+    from compat_restore.targets.graph import Session
     from compat_restore.tensors import Array
 
 

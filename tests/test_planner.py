@@ -204,6 +204,7 @@ def test_a_plan_that_restores_nothing_but_counters_is_a_fault_where_weights_were
     assert "('a/w')" in fault
     assert len(plan_restore(sources, targets, allow_empty=True).items) == 1
     assert len(plan_restore(sources, targets, Rules(include="global_step")).items) == 1
+    assert len(plan_restore(sources, specs(counters)).items) == 1
 
 
 def test_an_empty_new_name_is_a_fault():

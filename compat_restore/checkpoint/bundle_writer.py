@@ -25,16 +25,13 @@ from compat_restore.checkpoint.bundle import (
     encode_strings,
 )
 from compat_restore.checkpoint.checksum import crc32c, mask, unmask
-from compat_restore.checkpoint.files import LocalFile
+from compat_restore.checkpoint.files import ClosedAtEnd, LocalFile
 from compat_restore.checkpoint.table import TableBuilder
 from compat_restore.errors import DamagedCheckpointError, OutputError
 from compat_restore.tensors import OPAQUE, DType, array_bytes, element_count, numpy_dtype
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import BinaryIO
-
-    from typing_extensions import Self
 
     from compat_restore.checkpoint.reader import StoredTensor
     from compat_restore.tensors import Array, Shape
@@ -83,7 +80,7 @@ def _existing(prefix: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class BundleWriter:
+class BundleWriter(ClosedAtEnd):
     """Writes one V2 bundle: add tensors in any order, then `finish`.
 
     In a `with` statement, leaving without `finish` removes what was written.
@@ -210,7 +207,7 @@ class BundleWriter:
             if path != f"{self._prefix}.index":
                 _remove(path)
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
         with suppress(OSError):  # what could not be written any more is not wanted any more
             self._data.close()
@@ -218,17 +215,6 @@ class BundleWriter:
         placed = self._placed if os.path.lexists(self._temporary_index) else []
         for path in (self._temporary_data, self._temporary_index, *placed):
             _remove(path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abandon()
 
     def _free_count(self) -> int:
         """Return the smallest number of data files that no file of the prefix carries."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from compat_restore.errors import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["ByteSource", "LocalFile", "is_regular_file"]
+__all__ = ["ByteSource", "ClosedAtEnd", "LocalFile", "is_regular_file"]
 
 
 class ByteSource(Protocol):
@@ -55,7 +56,26 @@ def is_regular_file(path: str) -> bool:
         return False
 
 
-class LocalFile:
+class ClosedAtEnd(ABC):
+    """Something that a `with` statement closes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what was taken; closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LocalFile(ClosedAtEnd):
     """A regular file of the local file system, read by position."""
 
     def __init__(self, path: str) -> None:
@@ -114,14 +134,3 @@ class LocalFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compat_restore.checkpoint.files import ClosedAtEnd
 from compat_restore.errors import TensorNotFoundError, nearest
 from compat_restore.names import Role, classify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from compat_restore.checkpoint.files import ByteSource
     from compat_restore.tensors import Array, TensorSpec
@@ -38,7 +36,7 @@ class StoredTensor:
     checksum: int
 
 
-class CheckpointReader(ABC):
+class CheckpointReader(ClosedAtEnd):
     """An open checkpoint. Opening reads its index alone; a tensor is read when asked for.
 
     Attributes:
@@ -125,14 +123,3 @@ class CheckpointReader(ABC):
         else:
             cure = f"it holds {len(names)} others; `compat-restore inspect` lists them"
         return TensorNotFoundError(f"no tensor {name!r} in checkpoint '{self.path}': {cure}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
