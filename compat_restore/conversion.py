@@ -11,7 +11,7 @@ from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.bundle_writer import BundleWriter, check_destination
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
-from compat_restore.planning import planned
+from compat_restore.planning import Demands, planned
 from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
 from compat_restore.tensors import digest, opaque_digest
 from compat_restore.transforms import transformed
@@ -88,14 +88,8 @@ def convert(
             template = stack.enter_context(template_of(model))
         elif into is not None:
             template = stack.enter_context(open_checkpoint(into))
-        made = planned(
-            reader,
-            None if template is None else template_specs(template),
-            rules,
-            strict=strict,
-            skip_mismatched=skip_mismatched,
-            allow_empty=allow_empty,
-        )
+        targets = None if template is None else template_specs(template)
+        made = planned(reader, targets, rules, Demands(strict, skip_mismatched, allow_empty))
         for opened_reader in (reader, template):
             if opened_reader is not None:
                 _check_apart(opened_reader, prefix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from compat_restore.targets.graph import Session
     from compat_restore.tensors import TensorSpec
 
-__all__ = ["opened", "plan", "planned", "structure_for"]
+__all__ = ["Demands", "opened", "plan", "plan_for_objects", "planned"]
 
 
 def plan(
@@ -60,18 +61,21 @@ def plan(
     else:
         described = ObjectTarget(target)
     with opened(checkpoint) as reader:
-        structure = None
+        demands = Demands(strict, skip_mismatched, allow_empty)
         if isinstance(described, ObjectTarget):
-            structure = structure_for(described, reader, rules, match_by, root)
-        return planned(
-            reader,
-            None if described is None else described.specs(),
-            rules,
-            pairs=structure.pairs if structure else None,
-            strict=strict,
-            skip_mismatched=skip_mismatched,
-            allow_empty=allow_empty,
-        )
+            return plan_for_objects(
+                described, reader, rules, demands, match_by=match_by, root=root
+            )[0]
+        return planned(reader, None if described is None else described.specs(), rules, demands)
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What is demanded of a plan, as `plan_restore` describes it."""
+
+    strict: bool
+    skip_mismatched: bool
+    allow_empty: bool
 
 
 @contextmanager
@@ -88,18 +92,15 @@ def planned(
     reader: CheckpointReader,
     targets: Mapping[str, TensorSpec] | None,
     rules: RulesLike | RestorePlan,
-    *,
+    demands: Demands,
     pairs: Mapping[str, str] | None = None,
-    strict: bool,
-    skip_mismatched: bool,
-    allow_empty: bool,
 ) -> RestorePlan:
     """Return the plan for a target's specs, or the one given in place of rules, if it fits."""
     if isinstance(rules, RestorePlan):
-        if skip_mismatched:
+        if demands.skip_mismatched:
             raise UsageError("skip_mismatched goes into making a plan; this one is made already")
         made = rules.fitted(reader.variables(), targets)
-        made.check_demands(strict=strict, allow_empty=allow_empty)
+        made.check_demands(strict=demands.strict, allow_empty=demands.allow_empty)
         return made
     return plan_restore(
         reader.variables(),
@@ -107,20 +108,50 @@ def planned(
         as_rules(rules),
         roles=reader.roles(),
         pairs=pairs,
-        strict=strict,
-        skip_mismatched=skip_mismatched,
-        allow_empty=allow_empty,
+        strict=demands.strict,
+        skip_mismatched=demands.skip_mismatched,
+        allow_empty=demands.allow_empty,
     )
 
 
-def structure_for(
+def plan_for_objects(
+    target: ObjectTarget,
+    reader: CheckpointReader,
+    rules: RulesLike | RestorePlan,
+    demands: Demands,
+    *,
+    match_by: str,
+    root: str | None,
+) -> tuple[RestorePlan, Structure | None]:
+    """Return the plan for objects, and the structure by which they were matched, if they were.
+
+    Raises:
+        PlanError: no plan can be made; where places would match, that is told.
+    """
+    structure = _structure_for(target, reader, rules, match_by, root)
+    if structure is not None and structure.chosen:
+        made = planned(reader, target.specs(), rules, demands, structure.pairs)
+        return made, structure
+    try:
+        return planned(reader, target.specs(), rules, demands), None
+    except PlanError as error:
+        if structure is None or match_by == "name":
+            raise
+        hint = (
+            f"by their places among the objects, {len(structure.pairs)} variables would match: "
+            "match_by='object_path' restores those"
+        )
+        raise PlanError(error.summary, (*error.faults, hint)) from None
+
+
+def _structure_for(
     target: ObjectTarget,
     reader: CheckpointReader,
     rules: RulesLike | RestorePlan,
     match_by: str,
     root: str | None = None,
 ) -> Structure | None:
-    """Return the structure to match by, None to match by names.
+    """Return how the objects correspond, `chosen` if they are to be matched by it.
 
     Raises:
         PlanError: places and names contradict each other.
@@ -135,9 +166,9 @@ def structure_for(
                 f"match_by='object_path': no object of the target corresponds to one of checkpoint "
                 f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
             )
-        return structure
+        return replace(structure, chosen=True)
     if structure is None or not structure.complete or not as_rules(rules).is_plain:
-        return None
+        return structure
     if structure.rivals:
         places = " and ".join(f"'{root}'" for root in sorted((structure.root, *structure.rivals)))
         raise PlanError(
@@ -149,9 +180,9 @@ def structure_for(
             "the structure of the objects and the names of the variables contradict each other; "
             "say which is right with match_by='name' or match_by='object_path':",
             [
-                f"'{name}' of the checkpoint stands where '{target_name}' stands in the target, "
-                f"which has a '{name}' too"
-                for name, target_name in structure.conflicts
+                f"'{name}' of the checkpoint stands where '{place}' stands in the target, which "
+                f"has '{namesake}' elsewhere"
+                for name, place, namesake in structure.conflicts
             ],
         )
-    return structure
+    return replace(structure, chosen=True)

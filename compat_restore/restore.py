@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
-from compat_restore.planning import opened, planned, structure_for
+from compat_restore.planning import Demands, opened, plan_for_objects, planned
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
 from compat_restore.targets.graph import all_variables, variable_name, variable_spec
 from compat_restore.targets.initialization import Initialization, uninitialized_variables
@@ -76,14 +76,8 @@ def restore_session(
     """
     target = SessionTarget(session, variables)
     with opened(checkpoint) as reader:
-        made = planned(
-            reader,
-            target.specs(),
-            rules,
-            strict=strict,
-            skip_mismatched=skip_mismatched,
-            allow_empty=allow_empty,
-        )
+        demands = Demands(strict, skip_mismatched, allow_empty)
+        made = planned(reader, target.specs(), rules, demands)
         planned_parts = [v for item in made.items for v in target.variables_of(item.target)]
         # What is not set is asked, and how to initialise it is settled, before anything changes.
         rest = Initialization(session, restored=planned_parts) if initialize else None
@@ -157,15 +151,9 @@ def restore_objects(
     check_match_by(match_by)
     variables = ObjectTarget(target)
     with opened(checkpoint) as reader:
-        structure = structure_for(variables, reader, rules, match_by, root)
-        made = planned(
-            reader,
-            variables.specs(),
-            rules,
-            pairs=structure.pairs if structure else None,
-            strict=strict,
-            skip_mismatched=skip_mismatched,
-            allow_empty=allow_empty,
+        demands = Demands(strict, skip_mismatched, allow_empty)
+        made, structure = plan_for_objects(
+            variables, reader, rules, demands, match_by=match_by, root=root
         )
         notes = (*reader.notes, *variables.notes)
         if structure and structure.exact and made.rules.is_plain and not made.mismatched:

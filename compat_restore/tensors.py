@@ -286,7 +286,7 @@ def array_bytes(array: Array) -> Iterator[bytes | memoryview]:
         return
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    yield memoryview(np.ascontiguousarray(array).ravel().view(np.uint8))
+    yield np.ascontiguousarray(array).ravel().view(np.uint8).data
 
 
 def opaque_digest(data: bytes, dtype: DType, shape: Shape) -> str:

@@ -759,3 +759,27 @@ def test_what_an_optimizer_keeps_is_no_variable_of_the_model(tmp_path, world):
         dense_model(world, "fc", name="net"), ckpt, cr.Rules(drop_slots=True)
     )
     assert len(report.restored) == 2
+
+
+def test_where_names_lead_nowhere_the_places_that_match_are_told(tmp_path):
+    """Keras 3 gives the variables of subclassed models names that say nothing of their layers."""
+
+    class Pair(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a = keras.layers.Dense(2)
+            self.b = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.b(self.a(x))
+
+    source = Pair()
+    source(np.zeros((1, 2), np.float32))
+    fill(source)
+    ckpt = tf.train.Checkpoint(model=source).write(str(tmp_path / "ckpt"))
+    half = Pair()
+    half.a.build((None, 2))
+    with pytest.raises(cr.PlanError, match="match_by='object_path' restores those"):
+        cr.restore_objects(half, ckpt)
+    cr.restore_objects(half, ckpt, match_by="object_path")
+    np.testing.assert_array_equal(half.a.kernel, source.a.kernel)

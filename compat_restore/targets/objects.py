@@ -59,20 +59,22 @@ class Structure:
         agreeing: how many pairs have the very same names, and how many have names that say the
             same as their places.
         conflicts: pairs whose names say something else than their places: (name in the
-            checkpoint, variable in the same place).
+            checkpoint, variable in the same place, variable that goes by that name).
         complete: every variable on either side has its pair; but for optimizers' own, and those
             that TensorFlow's checkpoints do not track (the seeds of Keras 3's random layers).
         exact: `tf.train.Checkpoint` would restore the pairs and nothing else, now or later.
         rivals: other places in the checkpoint that fit the target just as well.
+        chosen: the variables are to be matched by it, and not by their names.
     """
 
     pairs: Mapping[str, str]
     root: str
     agreeing: tuple[int, int]
-    conflicts: tuple[tuple[str, str], ...]
+    conflicts: tuple[tuple[str, str, str], ...]
     complete: bool
     exact: bool
     rivals: tuple[str, ...] = ()
+    chosen: bool = False
 
 
 class ObjectTarget:
@@ -190,10 +192,10 @@ class ObjectTarget:
         taken = {name: _called(self._specs[name]) for name in self._specs}
         agreeing = {source for source, name in pairs.items() if called[source] & taken[name]}
         conflicts = tuple(
-            (specs[source].full_name or source, name)
+            (specs[source].full_name or source, name, namesake)
             for source, name in pairs.items()
             if source not in agreeing
-            and any(called[source] & other for known, other in taken.items() if known != name)
+            and (namesake := next((k for k in taken if called[source] & taken[k]), None))
         )
         tracked = {names.get(id(_resource(n))) for _, n in _paths(self._target)} - {None}
         unpaired = graph.below(node) - paired_keys - {graph.save_counter_key()}
