@@ -92,7 +92,7 @@ def _as_text(
             (
                 str(spec.dtype),
                 format_shape(spec.shape),
-                format_bytes(spec.nbytes),
+                _size(spec),
                 _remark(spec, roles[name]),
             ),
         )
@@ -114,6 +114,12 @@ def _as_text(
     lines += [f"note: {escaped(note)}" for note in reader.notes]
     lines.append(_summary(specs, roles))
     return "\n".join(lines)
+
+
+def _size(spec: TensorSpec) -> str:
+    # A V1 checkpoint does not say how long its strings are before they are read.
+    unknown = spec.dtype.itemsize == 0 and spec.stored_bytes is None
+    return "?" if unknown else format_bytes(spec.nbytes)
 
 
 def _remark(spec: TensorSpec, role: Role) -> str:
