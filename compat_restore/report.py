@@ -270,7 +270,7 @@ class RestoreReport:
                 continue
             yield "unused", skip.name, f"{skip.dtype}{format_shape(skip.shape)}", skip.remark()
         for remark, count in plain.items():
-            yield "unused", f"({count} {'tensor' if count == 1 else 'tensors'})", "", remark
+            yield "unused", f"{count} {'tensor' if count == 1 else 'tensors'}", "", remark
 
 
 # What somebody left out by a word needs no row for each name.

@@ -14,7 +14,15 @@ from compat_restore.names import sort_key
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["escaped", "fold", "format_bytes", "format_statuses", "format_table"]
+__all__ = [
+    "escaped",
+    "fold",
+    "format_bytes",
+    "format_statuses",
+    "format_table",
+    "remarked",
+    "times",
+]
 
 _NUMBER = re.compile(r"[0-9]{1,18}")  # longer ones are told apart piece by piece
 _NOTATION = re.compile(r"[{},]|/[0-9]+-[0-9]+$")  # what patterns are written with
@@ -74,6 +82,9 @@ def format_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> li
 def format_statuses(rows: Iterable[tuple[str, str, str, str]], *, full: bool = False) -> list[str]:
     """Return the lines of a table of (status, name, dtype and shape, remark), grouped by status.
 
+    Names stand last, with the remark behind them, so that the columns stay where they are however
+    long a name is and however narrow the terminal.
+
     Args:
         rows: in the order in which the statuses are to stand.
         full: a row for every name; otherwise repeated layers are folded.
@@ -85,9 +96,20 @@ def format_statuses(rows: Iterable[tuple[str, str, str, str]], *, full: bool = F
     for status, members in by_status.items():
         folded = [(name, 1, rest) for name, rest in members] if full else fold(members)
         shown += [
-            (status, name, f"x{count}" if count > 1 else "", *rest) for name, count, rest in folded
+            (status, spec, times(count), remarked(name, remark))
+            for name, count, (spec, remark) in folded
         ]
     return format_table(shown, right=(2,))
+
+
+def times(count: int) -> str:
+    """Return how many names a row stands for, as it is shown: nothing for one."""
+    return f"x{count}" if count > 1 else ""
+
+
+def remarked(name: str, remark: str) -> str:
+    """Return a name with what is to be said of it."""
+    return f"{name}  ({remark})" if remark else name
 
 
 def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tuple[str, ...]]]:

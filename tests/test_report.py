@@ -82,16 +82,16 @@ NAMES = ["my/l_0/w", "my/l_1/w", "my/l_2/w", "flat", "my/fc", "head/w", "step", 
 def test_a_report_reads_as_a_table_with_repeated_layers_folded():
     assert report().to_text().splitlines() == [
         "restored '/data/model.ckpt' (V2 tensor bundle, name-based)",
-        "restored     flat                float32[3,2]  float32[2,3], transpose [1, 0]",
-        "restored     my/l_{0,1}/w    x2  float32[3,4]  rename 1",
-        "restored     my/l_2/w            float32[5,4]  rename 1",
+        "restored     float32[3,2]      flat  (float32[2,3], transpose [1, 0])",
+        "restored     float32[3,4]  x2  my/l_{0,1}/w  (rename 1)",
+        "restored     float32[5,4]      my/l_2/w  (rename 1)",
         (
-            "mismatched   my/fc               float32[4,?]  shape mismatch: the checkpoint has "
-            "float32[4,10]; initialized"
+            "mismatched   float32[4,?]      my/fc  (shape mismatch: the checkpoint has "
+            "float32[4,10]; initialized)"
         ),
-        "initialized  head/w              float32[4,3]  not in the checkpoint",
-        "kept         step                int64[?]      set before",
-        "unused       net/l_0/w/Adam      float32[3,4]  excluded: exclude '.*Adam'",
+        "initialized  float32[4,3]      head/w  (not in the checkpoint)",
+        "kept         int64[?]          step  (set before)",
+        "unused       float32[3,4]      net/l_0/w/Adam  (excluded: exclude '.*Adam')",
         r"rename 1: net/(.*) = my/\1",
         "note: a note",
         "4 restored (200 B), 1 initialized, 1 kept as they were, 1 mismatched, 1 unused",
@@ -103,7 +103,7 @@ def test_the_full_text_has_a_row_for_every_name_and_names_the_sources():
     lines = report().to_text(full=True).splitlines()
     for name in NAMES:
         assert sum(name in line.split() for line in lines) == 1, name
-    assert "restored     my/l_1/w        float32[3,4]  from 'net/l_1/w'" in lines
+    assert "restored     float32[3,4]  my/l_1/w  (from 'net/l_1/w')" in lines
     assert not any("rename 1" in line for line in lines)
 
 

@@ -206,13 +206,13 @@ def test_statuses_keep_their_order_and_are_folded_one_by_one():
         ("restored", "l_3", "f[2]", "cast"),
     ]
     assert format_statuses(rows) == [
-        "unused    l_{0,2}  x2  f[1]",
-        "restored  l_1          f[1]",
-        "restored  l_3          f[2]  cast",
+        "unused    f[1]  x2  l_{0,2}",
+        "restored  f[1]      l_1",
+        "restored  f[2]      l_3  (cast)",
     ]
     assert format_statuses(rows, full=True) == [
-        "unused    l_0  f[1]",
-        "unused    l_2  f[1]",
-        "restored  l_1  f[1]",
-        "restored  l_3  f[2]  cast",
+        "unused    f[1]  l_0",
+        "unused    f[1]  l_2",
+        "restored  f[1]  l_1",
+        "restored  f[2]  l_3  (cast)",
     ]

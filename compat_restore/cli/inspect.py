@@ -10,7 +10,7 @@ from compat_restore.cli.options import add_rule_options, rules_from
 from compat_restore.cli.output import write, write_json
 from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
-from compat_restore.tables import escaped, fold, format_bytes, format_table
+from compat_restore.tables import escaped, fold, format_bytes, format_table, remarked, times
 from compat_restore.tensors import format_shape
 
 if TYPE_CHECKING:
@@ -106,10 +106,13 @@ def _as_text(
     lines = [f"{escaped(reader.path)}: {reader.format}"]
     lines += format_table(
         [
-            ("name", "", "dtype", "shape", "each", ""),
-            *((name, f"x{count}" if count > 1 else "", *rest) for name, count, rest in folded),
+            ("dtype", "shape", "each", "", "name"),
+            *(
+                (dtype, shape, size, times(count), remarked(name, remark))
+                for name, count, (dtype, shape, size, remark) in folded
+            ),
         ],
-        right=(1, 4),
+        right=(2, 3),
     )
     lines += [f"note: {escaped(note)}" for note in reader.notes]
     lines.append(_summary(specs, roles))
