@@ -100,26 +100,20 @@ def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def without_model_name(names: Iterable[str]) -> dict[str, str]:
-    """Return names without their first part, for names that all lie two parts below it.
+    """Return the weights' names without the name of their model, if they begin with one.
 
     Keras 3 puts the name of a model before those of its layers, numbered by itself
-    (`sequential_3/fc/kernel`). Only what stays two parts long, and is nobody else's name, is given.
+    (`sequential_3/fc/kernel`). A first part is taken for that if all have it, and two parts remain.
+
+    Args:
+        names: of all weights of one object.
     """
-    by_first: dict[str, list[str]] = {}
-    for name in names:
-        by_first.setdefault(name.partition("/")[0], []).append(name)
-    everything = {name for members in by_first.values() for name in members}
-    shorter: dict[str, str] = {}
-    times: dict[str, int] = {}
-    for members in by_first.values():
-        if all(name.count("/") >= 2 for name in members):
-            for name in members:
-                rest = name.partition("/")[2]
-                shorter[name] = rest
-                times[rest] = times.get(rest, 0) + 1
-    return {
-        name: rest for name, rest in shorter.items() if times[rest] == 1 and rest not in everything
-    }
+    members = list(names)
+    if len({name.partition("/")[0] for name in members}) != 1:
+        return {}
+    if any(name.count("/") < 2 for name in members):
+        return {}
+    return {name: name.partition("/")[2] for name in members}
 
 
 def in_order(specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:

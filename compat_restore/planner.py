@@ -138,7 +138,11 @@ class _Planner:
         claimed = {way.target for _, _, ways in wanted for way in ways if not way.by_alias}
         for name, rule, all_ways in wanted:
             # A variable whose own name is called needs nobody who knows it by another.
-            ways = [way.without_alias() if way.target in claimed else way for way in all_ways]
+            # What a rule sends there stays, and collides.
+            ways = [
+                way.without_alias() if rule is None and way.target in claimed else way
+                for way in all_ways
+            ]
             if rule is not None:
                 renamed.setdefault(rule, []).extend(ways)
             self._place(name, ways, rule, skip_mismatched=skip_mismatched, strict=strict)

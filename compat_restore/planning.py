@@ -11,7 +11,13 @@ from compat_restore.errors import PlanError, TargetError, UsageError
 from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
-from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
+from compat_restore.targets.objects import (
+    ObjectTarget,
+    Structure,
+    check_match_by,
+    only_renumbered,
+    same_but_for_numbers,
+)
 from compat_restore.targets.session import SessionTarget
 
 if TYPE_CHECKING:
@@ -167,15 +173,20 @@ def _structure_for(
                 f"'{reader.path}' ({reader.format}); match by name, with rules for what differs"
             )
         return replace(structure, chosen=True)
-    if structure is None or not structure.complete or not as_rules(rules).is_plain:
+    if structure is None or not as_rules(rules).is_plain:
         return structure
-    if structure.rivals:
+    if structure.complete and structure.rivals:
         places = " and ".join(f"'{root}'" for root in sorted((structure.root, *structure.rivals)))
         raise PlanError(
             "the target fits several objects of the checkpoint equally well:",
             [f"{places}: choose one with root=..., or match by names with match_by='name'"],
         )
-    if structure.conflicts:
+    # Where the structures are the same, names that say something else must be explained: Keras may
+    # have numbered the layers anew. Where they are not, names decide, unless they are such numbers.
+    doubtful = (
+        not only_renumbered(structure) if structure.complete else same_but_for_numbers(structure)
+    )
+    if structure.conflicts and doubtful:
         raise PlanError(
             "the structure of the objects and the names of the variables contradict each other; "
             "say which is right with match_by='name' or match_by='object_path':",
@@ -185,4 +196,4 @@ def _structure_for(
                 for name, place, namesake in structure.conflicts
             ],
         )
-    return replace(structure, chosen=True)
+    return replace(structure, chosen=structure.complete)

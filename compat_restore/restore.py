@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["restore_objects", "restore_session"]
 
+_RENUMBERED = "layers whose names differ in their numbers alone were matched by their places"
 _BY_STRUCTURE = (
     "restored by tf.train.Checkpoint, object by object, and compared with the checkpoint"
 )
@@ -156,6 +157,8 @@ def restore_objects(
             variables, reader, rules, demands, match_by=match_by, root=root
         )
         notes = (*reader.notes, *variables.notes)
+        if structure and structure.conflicts:
+            notes = (*notes, _RENUMBERED)
         if structure and structure.exact and made.rules.is_plain and not made.mismatched:
             restored = _carry_out_by_structure(made, reader, variables, structure)
             notes = (*notes, _BY_STRUCTURE)

@@ -220,4 +220,5 @@ def test_a_model_s_name_is_left_out_where_what_remains_is_clear():
     assert without_model_name(["net/fc/w", "net/fc/b"]) == {"net/fc/w": "fc/w", "net/fc/b": "fc/b"}
     assert without_model_name(["fc/w", "fc/b"]) == {}
     assert without_model_name(["a/fc/w", "b/fc/w"]) == {}
+    assert without_model_name(["encoder/lstm_cell/w", "head/w"]) == {}
     assert without_model_name(["a/fc/w", "fc/w"]) == {}

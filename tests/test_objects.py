@@ -783,3 +783,82 @@ def test_where_names_lead_nowhere_the_places_that_match_are_told(tmp_path):
         cr.restore_objects(half, ckpt)
     cr.restore_objects(half, ckpt, match_by="object_path")
     np.testing.assert_array_equal(half.a.kernel, source.a.kernel)
+
+
+def auto_named(world, count, head=0):
+    """Return a functional model whose layers are numbered by Keras."""
+    given = world.Input((4,))
+    out = given
+    for _ in range(count):
+        out = world.layers.Dense(4)(out)
+    if head:
+        out = world.layers.Dense(head, name="head")(out)
+    return world.Model(given, out)
+
+
+def test_layers_that_keras_numbered_anew_are_matched_by_their_places(tmp_path, world):
+    world.backend.clear_session()
+    source = auto_named(world, 3)
+    fill(source)
+    ckpt = tf.train.Checkpoint(model=source).write(str(tmp_path / "ckpt"))
+    world.backend.clear_session()
+    world.layers.Dense(1)
+    fresh = auto_named(world, 3)
+    report = cr.restore_objects(fresh, ckpt)
+    assert any("numbers alone" in note for note in report.notes)
+    for old, new in zip(source.layers[1:], fresh.layers[1:], strict=True):
+        np.testing.assert_array_equal(old.kernel, new.kernel)
+
+
+def test_numbers_are_not_trusted_where_the_structures_differ(tmp_path, world):
+    world.backend.clear_session()
+    source = auto_named(world, 3, head=2)
+    fill(source)
+    ckpt = tf.train.Checkpoint(model=source).write(str(tmp_path / "ckpt"))
+    world.backend.clear_session()
+    world.layers.Dense(1)(world.Input((4,)))
+    with pytest.raises(cr.PlanError, match="contradict each other"):
+        cr.restore_objects(auto_named(world, 3), ckpt)
+
+
+def test_an_object_of_two_names_is_one_place(tmp_path, world):
+    source = dense_model(world, "fc", name="net")
+    fill(source)
+    ckpt = tf.train.Checkpoint(model=source, net=source).write(str(tmp_path / "ckpt"))
+    fresh = dense_model(world, "fc", name="net")
+    assert len(cr.restore_objects(fresh, ckpt).restored) == 2
+
+
+def test_slots_of_an_older_optimizer_are_not_restored_unseen(tmp_path):
+    def made():
+        module = tf.Module()
+        module.w = tf.Variable([1.0, 2.0], name="w")
+        optimizer = tf_keras.optimizers.legacy.Adam()
+        optimizer.apply_gradients([(tf.constant([0.5, 0.25]), module.w)])
+        return module, optimizer
+
+    module, optimizer = made()
+    ckpt = tf.train.Checkpoint(net=module, opt=optimizer).write(str(tmp_path / "ckpt"))
+    module, optimizer = made()
+    optimizer.apply_gradients([(tf.constant([0.5, 0.25]), module.w)])
+    before = optimizer.get_slot(module.w, "m").numpy()
+    cr.restore_objects(tf.train.Checkpoint(net=module, opt=optimizer), ckpt)
+    np.testing.assert_array_equal(optimizer.get_slot(module.w, "m").numpy(), before)
+
+
+def test_two_equal_variables_of_one_name_are_two_variables(tmp_path):
+    module = tf.Module()
+    module.b1, module.b2 = tf.Variable(tf.zeros(3)), tf.Variable(tf.zeros(3))
+    ckpt = tf.train.Checkpoint(module).write(str(tmp_path / "ckpt"))
+    rules = cr.Rules(rename=[(r"(\w+)/\.ATTRIBUTES/VARIABLE_VALUE", r"net/\1")])
+    report = cr.convert(ckpt, tmp_path / "out", rules)
+    assert {entry.name for entry in report.restored} >= {"net/b1", "net/b2"}
+
+
+def test_a_module_with_a_child_called_iter_is_no_optimizer(tmp_path):
+    module = tf.Module()
+    module.iter, module.w = tf.Variable(1), tf.Variable([1.0, 2.0])
+    ckpt = tf.train.Checkpoint(module).write(str(tmp_path / "ckpt"))
+    with cr.open_checkpoint(ckpt) as reader:
+        role = reader.roles()["w/.ATTRIBUTES/VARIABLE_VALUE" if "w" not in reader.roles() else "w"]
+    assert role.kind.value == "variable"

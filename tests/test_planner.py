@@ -179,6 +179,12 @@ def test_a_variable_called_by_its_own_name_is_not_reached_by_an_alias_too():
     assert plan.unused == (unused("w", Reason.NO_VARIABLE),)
 
 
+def test_what_a_rename_sends_to_a_variable_s_other_name_collides_with_its_own():
+    targets = specs(spec("net/w", 2, 3, aliases=("w",)))
+    rules = Rules(rename=[("old/(.*)", r"\1")])
+    assert "2 tensors would go into it" in the_fault_of(specs("net/w", "old/w"), targets, rules)
+
+
 def test_two_tensors_that_reach_a_variable_by_aliases_collide():
     targets = specs(spec("net/w", 2, 3, aliases=("w", "v")))
     assert "2 tensors would go into it" in the_fault_of(specs("v", "w"), targets)

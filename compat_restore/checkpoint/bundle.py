@@ -409,21 +409,26 @@ class BundleReader(CheckpointReader):
             variables[name] = replace(spec, name=name)
             keys_by_name[name] = key
         optimizers = self._graph.optimizer_keys()
-        weights = [
-            name
-            for name, key in keys_by_name.items()
-            if name != key and key not in optimizers and not self._graph.variables[key].slot
-        ]
-        for name, short in without_model_name(weights).items():
-            variables[name] = replace(variables[name], aliases=(short,))
+        weights: dict[str, list[str]] = {}  # by the child of the root below which they stand
+        for name, key in keys_by_name.items():
+            if name != key and key not in optimizers and not self._graph.variables[key].slot:
+                weights.setdefault(key.partition("/")[0], []).append(name)
+        for members in weights.values():
+            for name, short in without_model_name(members).items():
+                variables[name] = replace(variables[name], aliases=(short,))
         return dict(sorted(variables.items())), keys_by_name
 
     def _find_copies(self) -> dict[str, str]:
         """Return the key of the original by the key of each copy.
 
-        Only whole branches of the root are copies: where every variable of one has its namesake,
-        of the same bytes, in another. (Two zero biases of one name are two variables.)
+        SavedModels alone hold copies, and whole branches of the root are: where every variable of
+        one has its namesake, of the same bytes, in another. (Elsewhere two equal variables of one
+        name are two variables: zero biases, a network and its target network.)
         """
+        folder, stem = os.path.split(os.path.abspath(self.path))
+        saved_model = os.path.join(os.path.dirname(folder), "saved_model.pb")
+        if stem != "variables" or not is_regular_file(saved_model):
+            return {}
         branches: dict[str, dict[str, str]] = {}
         for key, spec in self._specs.items():
             if spec.full_name:

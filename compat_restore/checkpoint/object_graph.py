@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointedVariable", "ObjectGraph"]
 
 VARIABLE_VALUE = "VARIABLE_VALUE"
-# What an optimizer's step is called: Keras 3 and tf_keras, and before them OptimizerV2.
-_STEP_COUNTERS = frozenset({"_iterations", "iter"})
+# What an optimizer tracks: that of Keras 3 and tf_keras, and before them OptimizerV2.
+_SIGNS_OF_AN_OPTIMIZER = (
+    {"_iterations", "_variables"},
+    {"_iterations", "_learning_rate"},
+    {"iter", "learning_rate", "decay"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,13 @@ class ObjectGraph:
     def optimizer_keys(self) -> frozenset[str]:
         """Return the keys of the variables that an optimizer made: slots, counters, rates.
 
-        An optimizer is known by its step counter. The weights that it trains, which newer ones
-        track too (`_trainable_variables`), are not its own.
+        An optimizer is known by what it tracks. The weights that it trains, which newer ones track
+        too (`_trainable_variables`), are not its own.
         """
         found: set[str] = set()
         for node in self._nodes:
             children = dict(node.children)
-            if not _STEP_COUNTERS & children.keys():
+            if not any(signs <= children.keys() for signs in _SIGNS_OF_AN_OPTIMIZER):
                 continue
             own = [n for name, n in children.items() if name != "_trainable_variables"]
             if "_variables" in children:
@@ -113,6 +117,15 @@ class ObjectGraph:
         """Return the keys of all variables that can be reached from a node."""
         return frozenset(
             key for number in self._shortest_paths(node) if (key := self.key_of_node(number))
+        )
+
+    def slot_keys_below(self, node: int) -> frozenset[str]:
+        """Return the keys of the slots that optimizers at or below a node hold."""
+        return frozenset(
+            key
+            for number in self._shortest_paths(node)
+            for _, _, slot in self._nodes[number].slots
+            if (key := self.key_of_node(slot))
         )
 
     def children(self, node: int = 0) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ models work on any of its backends, with or without TensorFlow.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +23,16 @@ if TYPE_CHECKING:
     from compat_restore.checkpoint.object_graph import ObjectGraph
     from compat_restore.tensors import Array
 
-__all__ = ["MATCH_BY", "ObjectTarget", "Structure"]
+__all__ = [
+    "MATCH_BY",
+    "ObjectTarget",
+    "Structure",
+    "only_renumbered",
+    "same_but_for_numbers",
+]
 
+# The number that Keras gives a layer which nobody named: none for the first.
+_NUMBERS = re.compile(r"(?<=[A-Za-z0-9])_(\d+)(?=/|$)")
 MATCH_BY = ("auto", "name", "object_path")
 
 
@@ -155,12 +164,14 @@ class ObjectTarget:
         graph = reader.graph if isinstance(reader, BundleReader) else None
         if graph is None or not _is_trackable(self._target):
             return None
+        places = {0: ""} if root in (None, "") else {}
+        for name, node in graph.children().items():
+            if root in (None, name):
+                places.setdefault(node, name)  # one object may have several names
         found = [
             structure
-            for name, node in [("", 0), *graph.children().items()]
-            if root in (None, name)
-            and (node != 0 or not name)
-            and (structure := self._structure_at(name, node, graph, reader))
+            for node, name in places.items()
+            if (structure := self._structure_at(name, node, graph, reader))
         ]
         if not found:
             return None
@@ -189,17 +200,25 @@ class ObjectTarget:
             return None
         specs = reader.variables()
         called = {source: _called(specs[source]) for source in pairs}
-        taken = {name: _called(self._specs[name]) for name in self._specs}
-        agreeing = {source for source, name in pairs.items() if called[source] & taken[name]}
+        holders: dict[str, str] = {}
+        for name, spec in self._specs.items():
+            for known in _called(spec):
+                holders.setdefault(known, name)
+        agreeing = {
+            source for source, name in pairs.items() if called[source] & _called(self._specs[name])
+        }
         conflicts = tuple(
             (specs[source].full_name or source, name, namesake)
             for source, name in pairs.items()
             if source not in agreeing
-            and (namesake := next((k for k in taken if called[source] & taken[k]), None))
+            and (namesake := next((holders[n] for n in called[source] if n in holders), None))
         )
         tracked = {names.get(id(_resource(n))) for _, n in _paths(self._target)} - {None}
-        unpaired = graph.below(node) - paired_keys - {graph.save_counter_key()}
-        complete = tracked <= set(pairs.values()) and unpaired <= graph.optimizer_keys()
+        reached = graph.below(node) | graph.slot_keys_below(node)
+        unpaired = reached - paired_keys - {graph.save_counter_key()}
+        complete = tracked <= set(
+            pairs.values()
+        ) and unpaired <= graph.optimizer_keys() | graph.slot_keys_below(node)
         same = sum(specs[source].full_name == name for source, name in pairs.items())
         return Structure(
             pairs=pairs,
@@ -221,15 +240,36 @@ class ObjectTarget:
         checkpoint.restore(prefix).expect_partial()
 
 
+def only_renumbered(structure: Structure) -> bool:
+    """Whether places and names contradict each other in the numbers alone that Keras gives layers.
+
+    `dense_1` stands where `dense_4` stood, `dense_2` where `dense_5`: the same order per word.
+    """
+    numbers: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    for name, place, _ in structure.conflicts:
+        if _NUMBERS.sub("", name) != _NUMBERS.sub("", place):
+            return False
+        pair = tuple(map(int, _NUMBERS.findall(name))), tuple(map(int, _NUMBERS.findall(place)))
+        numbers.setdefault(_NUMBERS.sub("", name), []).append(pair)
+    return all(
+        sorted(pairs) == sorted(pairs, key=lambda pair: pair[1]) for pairs in numbers.values()
+    )
+
+
+def same_but_for_numbers(structure: Structure) -> bool:
+    """Whether the names that contradict their places are alike but for the numbers in them."""
+    return any(
+        _NUMBERS.sub("", name) == _NUMBERS.sub("", place) for name, place, _ in structure.conflicts
+    )
+
+
 def _fitness(structure: Structure) -> tuple[int, int, int]:
     return len(structure.pairs), *structure.agreeing
 
 
 def _called(spec: TensorSpec) -> set[str]:
     """Return the names that a variable or a checkpoint's tensor goes by."""
-    names = {spec.full_name or spec.name, *spec.aliases}
-    # The first part may be the name of a model, which Keras 3 numbers anew each time.
-    return names | {rest for name in names if "/" in (rest := name.partition("/")[2])}
+    return {spec.full_name or spec.name, *spec.aliases}
 
 
 def _collect(target: object) -> list[_Named]:
