@@ -8,9 +8,10 @@ from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
 from compat_restore.planning import Demands, opened, plan_for_objects, planned
 from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.restore_plan import Reason
 from compat_restore.targets.graph import all_variables, variable_name, variable_spec
 from compat_restore.targets.initialization import Initialization, uninitialized_variables
-from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by
+from compat_restore.targets.objects import ObjectTarget, Structure, check_match_by, without_numbers
 from compat_restore.targets.session import SessionTarget
 from compat_restore.tensors import digest
 from compat_restore.transforms import transformed
@@ -159,6 +160,8 @@ def restore_objects(
         notes = (*reader.notes, *variables.notes)
         if structure and structure.conflicts:
             notes = (*notes, _RENUMBERED)
+        elif structure is None:
+            notes = (*notes, *_numbering_notes(made))
         if structure and structure.exact and made.rules.is_plain and not made.mismatched:
             restored = _carry_out_by_structure(made, reader, variables, structure)
             notes = (*notes, _BY_STRUCTURE)
@@ -183,6 +186,22 @@ def restore_objects(
             mismatched=tuple(Mismatched(pair=pair, outcome="kept") for pair in made.mismatched),
             notes=notes,
         )
+
+
+def _numbering_notes(made: RestorePlan) -> tuple[str, ...]:
+    """Return a note where names that differ in a number alone found nobody on either side.
+
+    Keras numbers layers that nobody named, and then equal names need not be the same layer.
+    """
+    left = {without_numbers(skip.name): skip.name for skip in made.missing}
+    for skip in made.unused:
+        if skip.reason is Reason.NO_VARIABLE and (other := left.get(without_numbers(skip.name))):
+            note = (
+                f"'{skip.name}' of the checkpoint found no variable, and '{other}' no tensor: were "
+                "layers numbered anew? Names were matched as they stand; rename what is shifted"
+            )
+            return (note,)
+    return ()
 
 
 def _carry_out(made: RestorePlan, reader: CheckpointReader, target: Target) -> tuple[Restored, ...]:

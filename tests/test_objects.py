@@ -862,3 +862,15 @@ def test_a_module_with_a_child_called_iter_is_no_optimizer(tmp_path):
     with cr.open_checkpoint(ckpt) as reader:
         role = reader.roles()["w/.ATTRIBUTES/VARIABLE_VALUE" if "w" not in reader.roles() else "w"]
     assert role.kind.value == "variable"
+
+
+def test_names_that_differ_in_a_number_alone_on_both_sides_are_noted(tmp_path):
+    ckpt = write(
+        tmp_path / "m", {"dense/kernel": numbers(2, 2), "dense_1/kernel": numbers(2, 2) + 1}
+    )
+    made = {name: tf.Variable(np.zeros((2, 2), np.float32)) for name in ("dense_1/kernel",)}
+    assert not cr.restore_objects(dict(made), ckpt).notes
+    made["dense_2/kernel"] = tf.Variable(np.zeros((2, 2), np.float32))
+    (note,) = cr.restore_objects(made, ckpt).notes
+    assert "'dense/kernel'" in note
+    assert "'dense_2/kernel'" in note

@@ -29,6 +29,7 @@ __all__ = [
     "Structure",
     "only_renumbered",
     "same_but_for_numbers",
+    "without_numbers",
 ]
 
 # The number that Keras gives a layer which nobody named: none for the first.
@@ -240,6 +241,11 @@ class ObjectTarget:
         checkpoint.restore(prefix).expect_partial()
 
 
+def without_numbers(name: str) -> str:
+    """Return a name without the numbers that Keras gives to layers which nobody named."""
+    return _NUMBERS.sub("", name)
+
+
 def only_renumbered(structure: Structure) -> bool:
     """Whether places and names contradict each other in the numbers alone that Keras gives layers.
 
@@ -247,10 +253,10 @@ def only_renumbered(structure: Structure) -> bool:
     """
     numbers: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     for name, place, _ in structure.conflicts:
-        if _NUMBERS.sub("", name) != _NUMBERS.sub("", place):
+        if without_numbers(name) != without_numbers(place):
             return False
         pair = tuple(map(int, _NUMBERS.findall(name))), tuple(map(int, _NUMBERS.findall(place)))
-        numbers.setdefault(_NUMBERS.sub("", name), []).append(pair)
+        numbers.setdefault(without_numbers(name), []).append(pair)
     return all(
         sorted(pairs) == sorted(pairs, key=lambda pair: pair[1]) for pairs in numbers.values()
     )
@@ -259,7 +265,7 @@ def only_renumbered(structure: Structure) -> bool:
 def same_but_for_numbers(structure: Structure) -> bool:
     """Whether the names that contradict their places are alike but for the numbers in them."""
     return any(
-        _NUMBERS.sub("", name) == _NUMBERS.sub("", place) for name, place, _ in structure.conflicts
+        without_numbers(name) == without_numbers(place) for name, place, _ in structure.conflicts
     )
 
 
