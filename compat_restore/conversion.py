@@ -12,7 +12,7 @@ from compat_restore.checkpoint.bundle_writer import BundleWriter, check_destinat
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
 from compat_restore.planning import Demands, planned
-from compat_restore.report import Initialized, Mismatched, Restored, RestoreReport
+from compat_restore.report import Mismatched, Restored, RestoreReport, left_at_first_value
 from compat_restore.tensors import digest, opaque_digest
 from compat_restore.transforms import transformed
 
@@ -105,15 +105,7 @@ def convert(
             restored=tuple(
                 Restored(item=item, digest=found.get(item.target)) for item in made.items
             ),
-            initialized=tuple(
-                Initialized(
-                    name=skip.name,
-                    dtype=skip.dtype,
-                    shape=skip.shape,
-                    reason=f"{skip.remark()}; the template's value",
-                )
-                for skip in made.missing
-            ),
+            initialized=left_at_first_value(made, "the template's value"),
             unused=made.unused,
             mismatched=tuple(
                 Mismatched(pair=pair, outcome="the template's value") for pair in made.mismatched

@@ -22,7 +22,7 @@ from compat_restore.restore_plan import (
     misfit,
     summary,
 )
-from compat_restore.rules import Rules, any_match, first_match, matches
+from compat_restore.rules import RuleMatcher, Rules, any_match, first_match, matches
 from compat_restore.tensors import DType, TensorSpec, element_count
 from compat_restore.transforms import transformed_spec
 
@@ -104,11 +104,7 @@ class _Planner:
         self.rules = rules
         self.roles = classify(sources) if roles is None else roles
         self.pairs = pairs
-        # Matched once a name: rules made of names can be thousands.
-        self.first_include = first_match(rules.include)
-        self.first_exclude = first_match(rules.exclude)
-        self.first_rename = first_match([rule.pattern for rule in rules.rename])
-        self.first_transform = first_match([rule.pattern for rule in rules.transform])
+        self.matcher = RuleMatcher(rules)
         self.aliases = _aliases(self.targets or {})
         self.faults: list[str] = []
         self.items: list[RestoreItem] = []
@@ -122,8 +118,7 @@ class _Planner:
         wanted: list[tuple[str, int | None, list[_Way]]] = []
         for name in self.sources:
             skip = self._skipped(name)
-            rule = self.first_rename(name)
-            new_names = (name,) if rule is None else self.rules.rename[rule].names(name) or ()
+            new_names, rule = self.matcher.targets_of(name)
             if skip is None and not new_names:
                 skip = (Reason.DROPPED, "" if rule is None else f"rename {rule + 1}")
             ways = self._ways(name, new_names, rule)
@@ -170,9 +165,9 @@ class _Planner:
             return Reason.CONTAINER, ""
         if role and role.kind is RoleKind.COPY and name not in (self.pairs or ()):
             return Reason.COPY, f"'{role.owner}'"
-        if self.rules.include and self.first_include(name) is None:
+        if self.rules.include and self.matcher.first_include(name) is None:
             return Reason.NOT_INCLUDED, ""
-        number = self.first_exclude(name)
+        number = self.matcher.first_exclude(name)
         if number is not None:
             return Reason.EXCLUDED, f"exclude '{self.rules.exclude[number]}'"
         if self.rules.drop_slots and role and role.kind is not RoleKind.VARIABLE:
@@ -238,8 +233,7 @@ class _Planner:
                     + self._suggestion(ways[0].name, self.targets or {})
                 )
             return
-        number = self.first_transform(name)
-        transforms = () if number is None else self.rules.transform[number].transforms
+        transforms = self.matcher.transforms_of(name)
         try:
             dtype, shape = transformed_spec(transforms, spec.dtype, spec.known_shape)
         except RuleError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import CheckpointReader, open_checkpoint
 from compat_restore.errors import PlanError, TargetError, UsageError
 from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
+from compat_restore.targets.graph import is_session
 from compat_restore.targets.objects import (
     ObjectTarget,
     Structure,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from compat_restore.rules import RulesLike
-    from compat_restore.targets.graph import Session
     from compat_restore.tensors import TensorSpec
 
 __all__ = ["Demands", "opened", "plan", "plan_for_objects", "planned"]
@@ -62,8 +62,8 @@ def plan(
     described: SessionTarget | ObjectTarget | None
     if target is None or isinstance(target, SessionTarget | ObjectTarget):
         described = target
-    elif hasattr(target, "graph") and hasattr(target, "run"):
-        described = SessionTarget(cast("Session", target))
+    elif is_session(target):
+        described = SessionTarget(target)
     else:
         described = ObjectTarget(target)
     with opened(checkpoint) as reader:

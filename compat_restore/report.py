@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from compat_restore.restore_plan import Mismatch, RestoreItem, RestorePlan, Unused
 
-__all__ = ["Initialized", "Kept", "Mismatched", "RestoreReport", "Restored"]
+__all__ = ["Initialized", "Kept", "Mismatched", "RestoreReport", "Restored", "left_at_first_value"]
 
 _JSON_VERSION = 1
 
@@ -57,6 +57,21 @@ class Initialized:
     dtype: DType
     shape: tuple[int | None, ...] | None
     reason: str
+
+
+def left_at_first_value(made: RestorePlan, what: str) -> tuple[Initialized, ...]:
+    """Return the variables that a plan does not set, where they hold a first value already.
+
+    Args:
+        made: the plan.
+        what: which value that is, for the reason.
+    """
+    return tuple(
+        Initialized(
+            name=skip.name, dtype=skip.dtype, shape=skip.shape, reason=f"{skip.remark()}; {what}"
+        )
+        for skip in made.missing
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

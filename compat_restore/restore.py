@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
 from compat_restore.planning import Demands, opened, plan_for_objects, planned
-from compat_restore.report import Initialized, Kept, Mismatched, Restored, RestoreReport
+from compat_restore.report import (
+    Initialized,
+    Kept,
+    Mismatched,
+    Restored,
+    RestoreReport,
+    left_at_first_value,
+)
 from compat_restore.restore_plan import Reason
 from compat_restore.targets.graph import all_variables, variable_name, variable_spec
 from compat_restore.targets.initialization import Initialization, uninitialized_variables
@@ -173,15 +180,7 @@ def restore_objects(
             checkpoint_format=reader.format,
             plan=made,
             restored=restored,
-            initialized=tuple(
-                Initialized(
-                    name=skip.name,
-                    dtype=skip.dtype,
-                    shape=skip.shape,
-                    reason=f"{skip.remark()}; keeps the value that it has",
-                )
-                for skip in made.missing
-            ),
+            initialized=left_at_first_value(made, "keeps the value that it has"),
             unused=made.unused,
             mismatched=tuple(Mismatched(pair=pair, outcome="kept") for pair in made.mismatched),
             notes=notes,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InvalidRulesError",
     "Rename",
+    "RuleMatcher",
     "Rules",
     "TransformRule",
     "any_match",
@@ -170,18 +171,11 @@ class Rules:
 
         The number is None where no rename matches and the tensor keeps its name.
         """
-        for number, rule in enumerate(self.rename):
-            names = rule.names(name)
-            if names is not None:
-                return names, number
-        return (name,), None
+        return RuleMatcher(self).targets_of(name)
 
     def transforms_of(self, name: str) -> tuple[Transform, ...]:
         """Return the transforms for a tensor, none unless a rule says so."""
-        for rule in self.transform:
-            if matches(rule.pattern, name):
-                return rule.transforms
-        return ()
+        return RuleMatcher(self).transforms_of(name)
 
     def replace(self, **changes: object) -> Rules:
         """Return rules that differ in the given attributes."""
@@ -318,6 +312,29 @@ class Rules:
             else:
                 lines.append(f"{key} = {json.dumps(value)}")
         return "\n".join([*lines, *tables]) + "\n"
+
+
+class RuleMatcher:
+    """Rules made ready to decide on many names, since rules made of names can be thousands."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self.first_include = first_match(rules.include)
+        self.first_exclude = first_match(rules.exclude)
+        self._first_rename = first_match([rule.pattern for rule in rules.rename])
+        self._first_transform = first_match([rule.pattern for rule in rules.transform])
+
+    def targets_of(self, name: str) -> tuple[tuple[str, ...], int | None]:
+        """Return what `Rules.targets_of` does."""
+        number = self._first_rename(name)
+        if number is None:
+            return (name,), None
+        return self._rules.rename[number].names(name) or (), number
+
+    def transforms_of(self, name: str) -> tuple[Transform, ...]:
+        """Return what `Rules.transforms_of` does."""
+        number = self._first_transform(name)
+        return () if number is None else self._rules.transform[number].transforms
 
 
 class InvalidRulesError(RuleError, FaultsError):

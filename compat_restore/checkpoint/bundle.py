@@ -212,7 +212,7 @@ class BundleReader(CheckpointReader):
         roles = classify(self._variables)
         if self._graph:
             names = {key: name for name, key in self._keys.items()}
-            optimizers = self._graph.optimizer_keys()
+            optimizers = self._graph.optimizer_keys
             for name, key in self._keys.items():
                 if key in self._copies:
                     roles[name] = Role(RoleKind.COPY, names[self._copies[key]])
@@ -408,7 +408,7 @@ class BundleReader(CheckpointReader):
                 name = key
             variables[name] = replace(spec, name=name)
             keys_by_name[name] = key
-        optimizers = self._graph.optimizer_keys()
+        optimizers = self._graph.optimizer_keys
         weights: dict[str, list[str]] = {}  # by the child of the root below which they stand
         for name, key in keys_by_name.items():
             if name != key and key not in optimizers and not self._graph.variables[key].slot:

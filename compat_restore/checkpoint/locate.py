@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.files import LocalFile, is_regular_file
+from compat_restore.checkpoint.table import MAGIC
 from compat_restore.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
@@ -35,7 +36,6 @@ _LONGEST_STATE_FILE = 16 << 20
 _DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _SHARD_FILE = re.compile(r"(?P<stem>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
 _OUR_SUFFIXES = (".index", ".meta")
-_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 
 # What people take for a checkpoint: (first bytes, what it is, what to do).
 _FOREIGN = (
@@ -317,10 +317,10 @@ def _head(path: str) -> bytes:
 def _ends_as_table(path: str) -> bool:
     if not is_regular_file(path):
         return False
-    size = len(_TABLE_MAGIC)
+    size = len(MAGIC)
     try:
         with LocalFile(path) as file:
-            return file.size >= size and file.read(file.size - size, size) == _TABLE_MAGIC
+            return file.size >= size and file.read(file.size - size, size) == MAGIC
     except InputError:  # a neighbour that may not be read is no candidate
         return False
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.wire import (
@@ -91,8 +92,9 @@ class ObjectGraph:
                 raise WireError(f"a node names number {max(named)} of {len(nodes)} nodes")
         return cls(nodes)
 
+    @cached_property
     def optimizer_keys(self) -> frozenset[str]:
-        """Return the keys of the variables that an optimizer made: slots, counters, rates.
+        """The keys of the variables that an optimizer made: slots, counters, rates.
 
         An optimizer is known by what it tracks. The weights that it trains, which newer ones track
         too (`_trainable_variables`), are not its own.

@@ -5,7 +5,7 @@ TensorFlow is not imported: who has a session has it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 from compat_restore.errors import TargetError
 from compat_restore.names import canonical_name
@@ -24,6 +24,7 @@ __all__ = [
     "Variable",
     "all_variables",
     "flattened",
+    "is_session",
     "variable_name",
     "variable_spec",
 ]
@@ -90,6 +91,11 @@ class Session(Protocol):
     def run(self) -> Callable[..., Any]:
         """Run fetches with feeds."""
         ...
+
+
+def is_session(value: object) -> TypeGuard[Session]:
+    """Whether something is a session, or offers what one does."""
+    return hasattr(value, "graph") and hasattr(value, "run")
 
 
 def all_variables(session: Session) -> list[Variable]:

@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, cast
 
 from compat_restore.errors import TargetError, UsageError
 from compat_restore.names import canonical_name
+from compat_restore.targets.graph import is_session
 from compat_restore.tensors import TensorSpec, dtype_of, numpy_dtype
 
 if TYPE_CHECKING:
@@ -169,10 +171,13 @@ class ObjectTarget:
         for name, node in graph.children().items():
             if root in (None, name):
                 places.setdefault(node, name)  # one object may have several names
+        source_names = {reader.key_of(name): name for name in reader.variables()}
         found = [
             structure
             for node, name in places.items()
-            if (structure := self._structure_at(name, node, graph, reader))
+            if (
+                structure := self._structure_at(name, node, graph, reader.variables(), source_names)
+            )
         ]
         if not found:
             return None
@@ -180,17 +185,40 @@ class ObjectTarget:
         rivals = [s.root for s in found if s is not best and _fitness(s) == _fitness(best)]
         return replace(best, rivals=tuple(rivals))
 
+    @cached_property
+    def _names(self) -> Mapping[int, str]:
+        """The variables' names by what checkpoints track of them."""
+        return {id(_resource(v)): name for name, v in self._variables.items()}
+
+    @cached_property
+    def _tracked(self) -> frozenset[str]:
+        """The names of the variables that TensorFlow's checkpoints track."""
+        found = {self._names.get(id(_resource(node))) for _, node in _paths(self._target)}
+        return frozenset(name for name in found if name is not None)
+
+    @cached_property
+    def _holders(self) -> Mapping[str, str]:
+        """The variables by every name that they go by."""
+        holders: dict[str, str] = {}
+        for name, spec in self._specs.items():
+            for known in _called(spec):
+                holders.setdefault(known, name)
+        return holders
+
     def _structure_at(
-        self, root: str, node: int, graph: ObjectGraph, reader: CheckpointReader
+        self,
+        root: str,
+        node: int,
+        graph: ObjectGraph,
+        specs: Mapping[str, TensorSpec],
+        source_names: Mapping[str, str],
     ) -> Structure | None:
         """Return how the target corresponds to one object of the checkpoint, None if not at all."""
-        names = {id(_resource(v)): name for name, v in self._variables.items()}
-        source_names = {reader.key_of(name): name for name in reader.variables()}
         pairs: dict[str, str] = {}
         paired_keys, others_paired = set(), False
         for number, found in _walk(self._target, graph.children, node):
-            key, name = graph.key_of_node(number), names.get(id(_resource(found)))
-            if key not in source_names:
+            key, name = graph.key_of_node(number), self._names.get(id(_resource(found)))
+            if key is None or key not in source_names:
                 continue
             if name is not None:
                 pairs[source_names[key]] = name
@@ -199,12 +227,7 @@ class ObjectTarget:
                 others_paired = True
         if not pairs:
             return None
-        specs = reader.variables()
         called = {source: _called(specs[source]) for source in pairs}
-        holders: dict[str, str] = {}
-        for name, spec in self._specs.items():
-            for known in _called(spec):
-                holders.setdefault(known, name)
         agreeing = {
             source for source, name in pairs.items() if called[source] & _called(self._specs[name])
         }
@@ -212,14 +235,16 @@ class ObjectTarget:
             (specs[source].full_name or source, name, namesake)
             for source, name in pairs.items()
             if source not in agreeing
-            and (namesake := next((holders[n] for n in called[source] if n in holders), None))
+            and (
+                namesake := next(
+                    (self._holders[n] for n in called[source] if n in self._holders), None
+                )
+            )
         )
-        tracked = {names.get(id(_resource(n))) for _, n in _paths(self._target)} - {None}
-        reached = graph.below(node) | graph.slot_keys_below(node)
-        unpaired = reached - paired_keys - {graph.save_counter_key()}
-        complete = tracked <= set(
-            pairs.values()
-        ) and unpaired <= graph.optimizer_keys() | graph.slot_keys_below(node)
+        slots = graph.slot_keys_below(node)
+        unpaired = (graph.below(node) | slots) - paired_keys - {graph.save_counter_key()}
+        all_paired = self._tracked <= set(pairs.values())
+        complete = all_paired and unpaired <= graph.optimizer_keys | slots
         same = sum(specs[source].full_name == name for source, name in pairs.items())
         return Structure(
             pairs=pairs,
@@ -323,7 +348,7 @@ def _check_kind(target: object) -> None:
     """Raise for what people pass in place of a target."""
     if isinstance(target, type):
         raise TargetError(f"{target.__name__} is a class; make an object of it, and pass that")
-    if hasattr(target, "graph") and hasattr(target, "run"):
+    if is_session(target):
         raise TargetError("a TF1 session: restore it with restore_session(sess, ...)")
     if _is_variable(target):
         raise TargetError("a single variable: pass a mapping of names to variables")

@@ -17,6 +17,7 @@ from compat_restore.targets.graph import (
     Tensor,
     Variable,
     flattened,
+    is_session,
     variable_spec,
 )
 from compat_restore.tensors import Slice, TensorSpec, dtype_of, element_count, numpy_dtype
@@ -67,7 +68,7 @@ class SessionTarget:
         Raises:
             TargetError: something is no variable, or two share a name.
         """
-        if not hasattr(session, "graph") or not hasattr(session, "run"):
+        if not is_session(session):
             raise TargetError(
                 f"a tf.compat.v1.Session is expected, not {type(session).__name__}; models and "
                 "other objects are restored with restore_objects(target, checkpoint, ...)"
