@@ -39,6 +39,11 @@ class ByteSource(Protocol):
         """How many bytes there are."""
         ...
 
+    @property
+    def descriptor(self) -> int | None:
+        """The open file of the local file system; None where there is none."""
+        ...
+
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""
         ...
@@ -96,6 +101,17 @@ class LocalFile(ClosedAtEnd):
             raise self._unreadable(error) from error
         self.size = os.fstat(self._descriptor).st_size
 
+    @property
+    def descriptor(self) -> int:
+        """The open file.
+
+        Raises:
+            UsageError: the file is closed.
+        """
+        if self._descriptor < 0:
+            raise UsageError(f"'{self.name}' is closed: read before the `with` statement ends")
+        return self._descriptor
+
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`.
 
@@ -104,8 +120,7 @@ class LocalFile(ClosedAtEnd):
             InputError: the system cannot read it.
             UsageError: the file is closed.
         """
-        if self._descriptor < 0:
-            raise UsageError(f"'{self.name}' is closed: read before the `with` statement ends")
+        descriptor = self.descriptor
         if offset < 0 or length < 0 or offset + length > self.size:
             raise DamagedCheckpointError(
                 f"'{self.name}' has {self.size} bytes, but bytes {offset} to {offset + length} "
@@ -114,7 +129,7 @@ class LocalFile(ClosedAtEnd):
         chunks = []
         while length:
             try:
-                chunk = os.pread(self._descriptor, length, offset)
+                chunk = os.pread(descriptor, length, offset)
             except OSError as error:
                 raise self._unreadable(error) from error
             if not chunk:

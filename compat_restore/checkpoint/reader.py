@@ -21,19 +21,23 @@ __all__ = ["CheckpointReader", "StoredTensor"]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor's bytes as a V2 bundle stores them, to be copied without decoding.
+    """Where the bytes of a tensor, or of a part of one, stand, to be copied without decoding.
+
+    They are its elements in C order and little-endian, or strings as a V2 bundle stores them.
 
     Attributes:
         source: the file that holds them.
         offset: of the first byte in it.
         size: in bytes.
-        checksum: the masked crc32c that the bundle stores for them.
+        checksum: the masked crc32c that is stored for them; None where the format has none.
+        strings: how many strings they are; None for elements of a fixed size.
     """
 
     source: ByteSource
     offset: int
     size: int
-    checksum: int
+    checksum: int | None = None
+    strings: int | None = None
 
 
 class CheckpointReader(ClosedAtEnd):
@@ -100,10 +104,15 @@ class CheckpointReader(ClosedAtEnd):
         """Return what each tensor is for, by its name in `variables`."""
         return classify(self.variables())
 
-    def stored(self, name: str) -> StoredTensor | None:
-        """Return where a tensor's bytes stand, if a V2 bundle can take them as they are."""
+    def stored(self, name: str) -> tuple[StoredTensor, ...]:
+        """Return where a tensor's bytes stand, if they can be taken as they are.
+
+        Returns:
+            One place; as many as the spec has slices, in their order, for a partitioned tensor;
+            none where the values have to be decoded.
+        """
         self.key_of(name)
-        return None
+        return ()
 
     def verify(self, names: Iterable[str]) -> None:
         """Check the bytes of tensors against their checksums, holding one at a time.

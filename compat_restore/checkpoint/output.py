@@ -1,0 +1,257 @@
+"""Files that are being written: each appears under its name whole, or not at all.
+
+Where the system can (Linux, most file systems), a file has no name until it is whole: whatever
+ends the process, nothing is left of it. Elsewhere it has a hidden name beside its place.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+
+from compat_restore.checkpoint.files import ClosedAtEnd
+from compat_restore.errors import OutputError
+
+__all__ = ["OutputFile", "output_error", "remove", "sync_directory"]
+
+_FLUSH_EVERY = 8 << 20
+
+
+class OutputFile(ClosedAtEnd):
+    """A file that is being written; `place` makes it appear, and `close` without it removes it.
+
+    Attributes:
+        path: where it will appear.
+        position: where `write` goes on: how many bytes it has written.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Begin a file; its directory is made if it is missing.
+
+        Raises:
+            OutputError: the place cannot be written to.
+        """
+        self.path = path
+        self.position = 0
+        self._folder, stem = os.path.split(os.path.abspath(path))
+        self._hidden = os.path.join(self._folder, f".{stem[:100]}.{secrets.token_hex(8)}")
+        self._named = False  # whether the hidden name exists
+        self._flushed = 0
+        self._made: list[str] = []
+        self._descriptor = -1
+        try:
+            self._make_folders()
+            self._descriptor = self._open()
+        except OSError as error:
+            self.close()
+            raise output_error(path, error) from error
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for reading and writing by position."""
+        return self._descriptor
+
+    @property
+    def working_path(self) -> str:
+        """A path under which the file can be opened by this process while it is being written."""
+        return self._hidden if self._named else f"/proc/self/fd/{self._descriptor}"
+
+    def reserve(self, size: int) -> None:
+        """Take the room on the disk that `size` bytes need, so that a lack of it is told early.
+
+        Raises:
+            OutputError: there is not so much.
+        """
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(self._descriptor, 0, size)
+            except OSError as error:
+                raise output_error(self.path, error) from error
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes.
+
+        Raises:
+            OutputError: the disk does not take them.
+        """
+        self.write_at(self.position, data)
+        self.position += len(data)
+        if self.position - self._flushed >= _FLUSH_EVERY:
+            self.begin_flush(self._flushed, self.position - self._flushed)
+            self._flushed = self.position
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes at a position; several threads may, each its own.
+
+        Raises:
+            OutputError: the disk does not take them.
+        """
+        try:
+            done = os.pwrite(self._descriptor, data, offset)
+            while done < len(data):
+                done += os.pwrite(self._descriptor, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+
+    def begin_flush(self, offset: int, length: int) -> None:
+        """Let the system begin to bring a range to the disk, so that `sync` has less to wait for.
+
+        The advice that a range will not be needed starts its writing, on Linux; pages that are
+        being written stay in memory.
+        """
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes that were written.
+
+        Raises:
+            OutputError: they cannot be read back.
+        """
+        pieces = []
+        while length:
+            try:
+                piece = os.pread(self._descriptor, length, offset)
+            except OSError as error:
+                raise output_error(self.path, error) from error
+            if not piece:
+                raise OutputError(f"'{self.path}' ends at byte {offset} when it is read back")
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def sync(self) -> None:
+        """Wait until everything that was written is on the disk.
+
+        Raises:
+            OutputError: it does not get there.
+        """
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+
+    def place(self, *, replace: bool) -> None:
+        """Make the file appear under its name, in one moment; its bytes are on the disk before.
+
+        Args:
+            replace: take the place of a file of that name; otherwise such a file is an error,
+                even if it appeared this very moment.
+
+        Raises:
+            OutputError: that failed; what was there before is untouched.
+        """
+        self.sync()
+        try:
+            if replace:
+                self._name_hidden()
+                os.replace(self._hidden, self.path)
+                self._named = False
+            elif self._named:
+                os.link(self._hidden, self.path)
+                remove(self._hidden)
+                self._named = False
+            else:
+                self._link_to(self.path)
+        except FileExistsError as error:
+            raise OutputError(
+                f"'{self.path}' appeared while it was being written: is another program writing "
+                "the same checkpoint? Nothing was changed"
+            ) from error
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        self._made.clear()
+        with suppress(OSError):  # all is written; nothing is left to go wrong with it
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def close(self) -> None:
+        """Remove the file and the directories made for it, unless it was placed."""
+        if self._descriptor >= 0:
+            with suppress(OSError):  # what could not be written any more is not wanted any more
+                os.close(self._descriptor)
+            self._descriptor = -1
+        if self._named:
+            remove(self._hidden)
+            self._named = False
+        while self._made:
+            with suppress(OSError):  # somebody else's file is in it by now
+                os.rmdir(self._made.pop())
+
+    def _make_folders(self) -> None:
+        missing = []
+        folder = self._folder
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            above = os.path.dirname(folder)
+            if above == folder:
+                break
+            folder = above
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder)
+            except FileExistsError:
+                if not os.path.isdir(folder):
+                    raise
+                continue  # another process made it
+            self._made.append(folder)
+
+    def _open(self) -> int:
+        nameless = getattr(os, "O_TMPFILE", 0)
+        if nameless and os.path.exists("/proc/self/fd"):
+            # Kernels and file systems without it say so in many ways; those of a full or a
+            # read-only disk come again, from the attempt with a name.
+            with suppress(OSError):
+                return os.open(self._folder, nameless | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self._hidden, flags, 0o666)
+        self._named = True
+        return descriptor
+
+    def _name_hidden(self) -> None:
+        if not self._named:
+            self._link_to(self._hidden)
+            self._named = True
+
+    def _link_to(self, path: str) -> None:
+        # Python follows the link in /proc only when it is given a directory to start from.
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.link(
+                f"/proc/self/fd/{self._descriptor}",
+                os.path.join(self._folder, os.path.basename(path)),
+                src_dir_fd=folder,
+                dst_dir_fd=folder,
+                follow_symlinks=True,
+            )
+        finally:
+            os.close(folder)
+
+
+def output_error(path: str, error: OSError) -> OutputError:
+    """Return the error that tells somebody why a file cannot be written."""
+    return OutputError(
+        f"'{path}' cannot be written: {error.strerror or error}; nothing was changed"
+    )
+
+
+def remove(path: str) -> None:
+    """Remove a file that nothing names any more; one that cannot be removed is in nobody's way."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def sync_directory(path: str) -> None:
+    """Wait until the names in a directory are on the disk.
+
+    Raises:
+        OSError: they do not get there.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
