@@ -5,25 +5,29 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
-from compat_restore.checkpoint.bundle_writer import BundleWriter, check_destination
+from compat_restore.checkpoint.destination import check_destination, create_writer, kind_of
+from compat_restore.checkpoint.slices import consecutive
+from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
 from compat_restore.planning import Demands, planned
 from compat_restore.report import Mismatched, Restored, RestoreReport, left_at_first_value
-from compat_restore.tensors import digest, opaque_digest
+from compat_restore.tensors import DType, digest, opaque_digest
 from compat_restore.transforms import transformed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from os import PathLike
 
-    from compat_restore.checkpoint import CheckpointReader
+    from compat_restore.checkpoint import CheckpointReader, StoredTensor
+    from compat_restore.checkpoint.writer import CheckpointWriter
     from compat_restore.restore_plan import RestoreItem, RestorePlan
     from compat_restore.rules import RulesLike
-    from compat_restore.tensors import Array, TensorSpec
+    from compat_restore.tensors import Array, Slice, TensorSpec
 
 __all__ = ["convert"]
 
@@ -37,31 +41,44 @@ def convert(
     model: Callable[[], object] | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    digests: bool = True,
+    verify: bool = True,
+    digests: bool = False,
+    keep_slices: bool = False,
+    max_shard_size: int | None = None,
     strict: bool = False,
     skip_mismatched: bool = False,
     allow_empty: bool = False,
 ) -> RestoreReport:
-    """Write chosen tensors of a checkpoint to a new V2 checkpoint.
+    """Write chosen tensors of a checkpoint to a new checkpoint.
 
-    Without a template, the new checkpoint is name-based: what TensorFlow 1's `Saver`, its
-    `CheckpointReader` and TensorFlow 2 read by names. Partitioned variables become whole ones.
+    The name of the new one says its format: `.safetensors`, `.npz`, `.weights.h5`, `.h5` or
+    `.keras` at its end; any other is the prefix of a V2 checkpoint.
+
+    Without a template, a V2 checkpoint is name-based: what TensorFlow 1's `Saver`, its
+    `CheckpointReader` and TensorFlow 2 read by names. Variables of an object-based checkpoint go by
+    their full names. Partitioned variables become whole ones, unless `keep_slices` is set.
 
     With a template, the new checkpoint has the template's keys and, if it is object-based, its
     object graph: `tf.train.Checkpoint(model=m).restore(destination)` restores it. Tensors go to
     the variables of the template by full names; what the plan does not set keeps the template's
-    value.
+    value. Keras files need a template.
+
+    Bytes that no rule transforms are copied as they are.
 
     Args:
         source: anything that `open_checkpoint` takes.
-        destination: the prefix of the new checkpoint; missing directories are made.
+        destination: the name of the new checkpoint; missing directories are made.
         rules: which tensors, under which names: `Rules`, a plan that was made before, an
             assignment map, the path of a rules file, or None for all under their own names.
-        into: a template: a checkpoint of the freshly made model.
+        into: a template: a checkpoint, of any format, of the freshly made model.
         model: in place of a template, a function that makes the model; needs TensorFlow.
         overwrite: replace a checkpoint that is there; it stays whole until the new one is.
         dry_run: plan and report, and write nothing.
+        verify: check bytes against the checksums that are stored for them, while they are copied.
         digests: read the new checkpoint back, and put a digest of each tensor into the report.
+        keep_slices: store partitioned variables partitioned, as they are. Those that a rule
+            transforms become whole ones. With a template, the template decides.
+        max_shard_size: bytes after which another data file begins (V2, safetensors).
         strict: a variable of the template that the checkpoint does not set, or a wanted tensor
             that no variable takes, is an error.
         skip_mismatched: leave out what differs in shape or dtype from the template.
@@ -72,13 +89,16 @@ def convert(
 
     Raises:
         PlanError: names, shapes or dtypes do not fit; all faults are listed.
-        DamagedCheckpointError: a tensor's bytes are not those that were written; nothing is
-            written then.
+        DamagedCheckpointError: tensors' bytes are not those that were written; all such are listed,
+            and nothing is written.
+        UsageError: the format cannot hold what it is given; an input would be written to.
         OutputError: the destination exists, is the source, or cannot be written.
     """
     if into is not None and model is not None:
         raise UsageError("both a template and a model function: one says what the output is like")
-    prefix = os.fspath(destination)
+    path = os.fspath(destination)
+    if keep_slices and kind_of(path) != "bundle":
+        raise UsageError(f"'{path}': parts of variables can be kept in V2 checkpoints alone")
     with ExitStack() as stack:
         reader = stack.enter_context(open_checkpoint(source))
         template = None
@@ -92,11 +112,22 @@ def convert(
         made = planned(reader, targets, rules, Demands(strict, skip_mismatched, allow_empty))
         for opened_reader in (reader, template):
             if opened_reader is not None:
-                _check_apart(opened_reader, prefix)
-        check_destination(prefix, overwrite=overwrite)
+                _check_apart(opened_reader, path)
+        check_destination(path, overwrite=overwrite)
         found: Mapping[str, str] = {}
         if not dry_run:
-            found = _write(made, reader, template, prefix, overwrite=overwrite, digests=digests)
+            writer = stack.enter_context(
+                create_writer(path, template, overwrite=overwrite, max_shard_size=max_shard_size)
+            )
+            found = _write(
+                made,
+                reader,
+                template,
+                writer,
+                keep_slices=keep_slices,
+                verify=verify,
+                digests=digests,
+            )
         return RestoreReport(
             target="file",
             checkpoint=reader.path,
@@ -110,17 +141,25 @@ def convert(
             mismatched=tuple(
                 Mismatched(pair=pair, outcome="the template's value") for pair in made.mismatched
             ),
-            output=prefix,
-            output_format=_format_of(template),
+            output=path,
+            output_format=_format_of(path, template),
             dry_run=dry_run,
             notes=reader.notes,
         )
 
 
-def _format_of(template: CheckpointReader | None) -> str:
+def _format_of(path: str, template: CheckpointReader | None) -> str:
     """Return what kind of checkpoint is written."""
-    based = "object-based" if template and "object-based" in template.format else "name-based"
-    return f"V2 tensor bundle, {based}"
+    match kind_of(path):
+        case "bundle":
+            based = (
+                "object-based" if template and "object-based" in template.format else "name-based"
+            )
+            return f"V2 tensor bundle, {based}"
+        case "h5":
+            return "Keras file" if template is None else template.format
+        case kind:
+            return f"{kind} file"
 
 
 def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
@@ -146,14 +185,14 @@ def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
     return specs
 
 
-def _check_apart(reader: CheckpointReader, prefix: str) -> None:
+def _check_apart(reader: CheckpointReader, destination: str) -> None:
     """Refuse to write over what is being read.
 
     Raises:
         UsageError: one of them is read from, be it by another path or through a link.
     """
     inputs = {(status.st_dev, status.st_ino) for path in reader.files() if (status := _stat(path))}
-    for path in (prefix, f"{prefix}.index", *check_destination(prefix, overwrite=True)):
+    for path in (destination, *check_destination(destination, overwrite=True)):
         status = _stat(path)
         if status and (status.st_dev, status.st_ino) in inputs:
             raise UsageError(
@@ -168,69 +207,119 @@ def _stat(path: str) -> os.stat_result | None:
         return None
 
 
+def _contents(
+    made: RestorePlan,
+    reader: CheckpointReader,
+    template: CheckpointReader | None,
+    *,
+    keep_slices: bool,
+) -> dict[str, Content]:
+    """Return what the plan sets, by the name of the variable that it goes into."""
+    sources = reader.variables()
+    wanted = {} if template is None else template.variables()
+    contents = {}
+    for item in made.items:
+        spec = sources[item.source]
+        slices = spec.slices if keep_slices and not item.transforms else ()
+        key = item.target
+        if template is not None:
+            key, slices = template.key_of(item.target), wanted[item.target].slices
+        contents[item.target] = Content(
+            name=key,
+            dtype=item.target_dtype,
+            shape=item.target_shape,
+            read=partial(_transformed, reader, item),
+            stored=() if item.transforms else _stored(reader, item.source, spec, slices),
+            slices=slices,
+        )
+    return contents
+
+
+def _transformed(reader: CheckpointReader, item: RestoreItem) -> Array:
+    return transformed(item.transforms, reader.read(item.source))
+
+
+def _stored(
+    reader: CheckpointReader, name: str, spec: TensorSpec, slices: tuple[Slice, ...]
+) -> tuple[StoredTensor, ...]:
+    """Return the pieces that can be copied for a tensor that is to be stored in `slices`."""
+    if spec.slices == slices:
+        return reader.stored(name)
+    order = (
+        None if slices or spec.dtype is DType.string else consecutive(spec.known_shape, spec.slices)
+    )
+    if order is None:
+        return ()
+    pieces = reader.stored(name)
+    return tuple(pieces[number] for number in order) if pieces else ()
+
+
+def _kept(made: RestorePlan, template: CheckpointReader) -> list[Content]:
+    """Return what the plan does not set: it keeps the template's value."""
+    planned_targets = {item.target for item in made.items}
+    return [
+        Content(
+            name=template.key_of(name),
+            dtype=spec.dtype,
+            shape=spec.known_shape,
+            read=partial(template.read, name),
+            stored=template.stored(name),
+            slices=spec.slices,
+        )
+        for name, spec in template.variables().items()
+        if name not in planned_targets
+    ]
+
+
 def _write(
     made: RestorePlan,
     reader: CheckpointReader,
     template: CheckpointReader | None,
-    prefix: str,
+    writer: CheckpointWriter,
     *,
-    overwrite: bool,
+    keep_slices: bool,
+    verify: bool,
     digests: bool,
 ) -> dict[str, str]:
-    """Write the new bundle; return the digest of each tensor that was asked for, read back.
+    """Write the new checkpoint; return the digests that were asked for, of what was read back.
 
     Raises:
         PreservationError: what was written is not what was to be; nothing is put in place then.
     """
-    planned_targets = {item.target for item in made.items}
-    sources = reader.variables()
-    stored = {item.source: reader.stored(item.source) for item in made.items}
+    contents = _contents(made, reader, template, keep_slices=keep_slices)
+    kept = _kept(made, template) if template and not writer.fills_template else []
     given: dict[str, str] = {}
-    keys: dict[str, str] = {}
-
-    def place(source: str) -> tuple[str, int]:
-        found = stored[source]
-        return (found.source.name, found.offset) if found else ("", 0)
-
-    with BundleWriter(prefix, overwrite=overwrite) as writer:
-        for item in sorted(made.items, key=lambda item: place(item.source)):
-            key = item.target if template is None else template.key_of(item.target)
-            keys[item.target] = key
-            as_it_is = stored[item.source]
-            if as_it_is is not None and not item.transforms:
-                writer.add_stored(key, item.dtype, sources[item.source].known_shape, as_it_is)
-                continue
-            value = transformed(item.transforms, reader.read(item.source))
-            if digests:
-                given[item.target] = digest(value, item.target_dtype)
-            writer.add(key, item.target_dtype, value)
-        for name, spec in (template.variables() if template else {}).items():
-            assert template is not None
-            if name not in planned_targets:
-                _keep(writer, template, name, spec)
-        found = {}
-        if digests:
-            for item in made.items:
-                found[item.target] = _digest_of(writer.read_back(keys[item.target]), item)
-        changed = [name for name, value in given.items() if found[name] != value]
-        if changed:
-            raise PreservationError(
-                f"what was written for '{prefix}' is not what was to be: "
-                + ", ".join(f"'{name}'" for name in changed)
-                + "; nothing was put in place"
-            )
-        writer.finish()
+    if digests:
+        contents = {
+            name: content if content.stored else replace(content, read=_noted(name, content, given))
+            for name, content in contents.items()
+        }
+    writer.write([*contents.values(), *kept], verify=verify)
+    found = {}
+    if digests:
+        for item in made.items:
+            value = writer.read_back(contents[item.target].name)
+            found[item.target] = _digest_of(value, item)
+    changed = [name for name, value in given.items() if found[name] != value]
+    if changed:
+        raise PreservationError(
+            f"what was written for '{writer.path}' is not what was to be: "
+            + ", ".join(f"'{name}'" for name in changed)
+            + "; nothing was put in place"
+        )
+    writer.finish()
     return found
 
 
-def _keep(writer: BundleWriter, template: CheckpointReader, name: str, spec: TensorSpec) -> None:
-    """Carry a variable of the template over as it is."""
-    stored = template.stored(name)
-    key = template.key_of(name)
-    if stored is not None:
-        writer.add_stored(key, spec.dtype, spec.known_shape, stored)
-    else:
-        writer.add(key, spec.dtype, template.read(name))
+def _noted(name: str, content: Content, given: dict[str, str]) -> Callable[[], Array]:
+    """Return a reading that also notes the digest of what it gives."""
+
+    def read() -> Array:
+        value = content.read()
+        given[name] = digest(value, content.dtype)
+        return value
+
+    return read
 
 
 def _digest_of(value: Array | bytes, item: RestoreItem) -> str:

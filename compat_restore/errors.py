@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CompatRestoreError",
     "DamagedCheckpointError",
+    "DamagedTensorsError",
     "FaultsError",
     "InitializationError",
     "InputError",
@@ -111,6 +112,20 @@ class FaultsError(CompatRestoreError, ValueError):
     def __reduce__(self) -> tuple[type[FaultsError], tuple[str, tuple[str, ...]]]:
         """Return how to make it again, for errors that cross into another process."""
         return type(self), (self.summary, self.faults)
+
+
+class DamagedTensorsError(FaultsError, DamagedCheckpointError):
+    """Tensors of a checkpoint are damaged; the message is the fault itself where it is one."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        found = tuple(faults)
+        super().__init__(f"{len(found)} tensors are damaged:", found)
+        if len(found) == 1:
+            self.args = found
+
+    def __reduce__(self) -> tuple[type[DamagedTensorsError], tuple[tuple[str, ...]]]:
+        """Return how to make it again, for errors that cross into another process."""
+        return type(self), (self.faults,)
 
 
 class PlanError(FaultsError):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from formats import write_bundle
 
 from compat_restore import digest, open_checkpoint
-from compat_restore.checkpoint.bundle_writer import BundleWriter
+from compat_restore.checkpoint.writer import Content
 from compat_restore.tensors import DType, dtype_of
 
 if TYPE_CHECKING:
@@ -43,13 +44,12 @@ def write(
         tensors: values by name.
         dtypes: the types of those that NumPy has no type for (quantised ones).
     """
-    with BundleWriter(str(prefix)) as writer:
-        for name, value in tensors.items():
-            array = np.asarray(value)
-            dtype = DType(dtypes[name]) if dtypes and name in dtypes else dtype_of(array.dtype)
-            writer.add(name, dtype, array)
-        writer.finish()
-    return str(prefix)
+    contents = []
+    for name, value in tensors.items():
+        array = np.asarray(value)
+        dtype = DType(dtypes[name]) if dtypes and name in dtypes else dtype_of(array.dtype)
+        contents.append(Content.of(name, dtype, array))
+    return write_bundle(prefix, contents)
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ def _piece_of(value: np.ndarray):
 def damage(prefix: str, name: str) -> None:
     """Flip a bit in the bytes of one tensor of a checkpoint."""
     with open_checkpoint(prefix) as reader:
-        stored = reader.stored(name)
+        [stored] = reader.stored(name)
         path, offset = Path(stored.source.name), stored.offset
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x10

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.checkpoint.table import TableBuilder
 
 if TYPE_CHECKING:
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compat_restore.checkpoint.reader import CheckpointReader
+    from compat_restore.checkpoint.writer import Content
 
-__all__ = ["MemoryFile", "flipped", "rows_of", "snapshot", "table_of", "truth_of"]
+__all__ = ["MemoryFile", "flipped", "rows_of", "snapshot", "table_of", "truth_of", "write_bundle"]
 
 
 class MemoryFile:
     """A `ByteSource` of bytes in memory."""
 
     name = "memory"
+    descriptor = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -36,6 +39,14 @@ class MemoryFile:
 
     def close(self) -> None:
         pass
+
+
+def write_bundle(prefix: object, contents: Iterable[Content], **options) -> str:
+    """Write a V2 checkpoint; return its prefix."""
+    with BundleWriter(str(prefix), **options) as writer:
+        writer.write(list(contents))
+        writer.finish()
+    return str(prefix)
 
 
 def table_of(entries: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> bytes:

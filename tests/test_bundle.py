@@ -17,11 +17,10 @@ from compat_restore.checkpoint.bundle import (
     BundleEntry,
     BundleReader,
     data_file,
-    decode_strings,
-    encode_strings,
 )
 from compat_restore.checkpoint.checksum import crc32c, mask
 from compat_restore.checkpoint.slices import slice_key
+from compat_restore.checkpoint.strings import decode_strings, encode_strings
 from compat_restore.checkpoint.table import TableReader
 from compat_restore.errors import (
     CheckpointFormatError,
@@ -109,16 +108,19 @@ def test_arrays_belong_to_the_caller(golden):
 def test_stored_bytes_are_those_that_are_read(golden):
     with open_checkpoint(golden / "sharded") as reader:
         for name in reader.specs():
-            stored = reader.stored(name)
+            [stored] = reader.stored(name)
             raw = stored.source.read(stored.offset, stored.size)
             assert raw == reader.read(name).tobytes()
             assert stored.checksum == mask(crc32c(raw))
 
 
-def test_a_partitioned_tensor_cannot_be_taken_as_stored(golden):
+def test_a_partitioned_tensor_is_stored_in_as_many_places_as_it_has_parts(golden):
     with open_checkpoint(golden / "partitioned") as reader:
-        assert reader.stored("row/w") is None
-        assert reader.stored("whole") is not None
+        spec, places = reader.specs()["row/w"], reader.stored("row/w")
+        assert len(places) == len(spec.slices) > 1
+        rows = b"".join(place.source.read(place.offset, place.size) for place in places)
+        assert rows == reader.read("row/w").tobytes()
+        assert len(reader.stored("whole")) == 1
 
 
 def test_a_name_that_is_not_there_is_told_with_its_neighbours(golden):
@@ -145,7 +147,7 @@ def test_a_big_endian_bundle_is_read_to_the_same_values(tmp_path, golden, dtype)
     prefix = bundle(tmp_path, {"w": entry}, data, head=header(1, endianness=1))
     assert read_all(prefix)["w"].tobytes() == array.tobytes()
     with open_checkpoint(prefix) as reader:
-        assert reader.stored("w") is None
+        assert reader.stored("w") == ()
 
 
 # -- strings -------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_strings_are_stored_as_tensorflow_stores_them(golden):
         strings = [n for n, spec in reader.specs().items() if spec.dtype is DType.string]
         assert len(strings) == 4
         for name in strings:
-            stored = reader.stored(name)
+            [stored] = reader.stored(name)
             data, crc = encode_strings(reader.read(name).ravel().tolist())
             assert data == stored.source.read(stored.offset, stored.size)
             assert mask(crc) == stored.checksum

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import write_bundle
 
 from compat_restore import __version__
 from compat_restore.checkpoint import open_checkpoint
-from compat_restore.checkpoint.bundle_writer import BundleWriter
+from compat_restore.checkpoint.writer import Content
 from compat_restore.cli import main
 from compat_restore.cli.options import _rename
 from compat_restore.errors import CompatRestoreError
@@ -29,11 +30,10 @@ OK, FINDINGS, USAGE, DAMAGED, IO, MISMATCH = range(6)
 
 def written(prefix: Path, tensors: dict[str, np.ndarray]) -> str:
     """Write a checkpoint of these tensors; return its prefix."""
-    with BundleWriter(str(prefix)) as writer:
-        for name, value in tensors.items():
-            writer.add(name, DType(value.dtype.name), value)
-        writer.finish()
-    return str(prefix)
+    return write_bundle(
+        prefix,
+        (Content.of(name, DType(value.dtype.name), value) for name, value in tensors.items()),
+    )
 
 
 def network(layers: int) -> dict[str, np.ndarray]:
@@ -283,7 +283,6 @@ def test_convert_json_is_the_report(checkpoint: str, tmp_path: Path, capsys):
     assert [entry["name"] for entry in data["restored"]] == [
         f"net/layer_{n}/bias" for n in range(3)
     ]
-    assert all(entry["digest"].startswith("sha256:") for entry in data["restored"])
 
 
 def test_convert_full_has_a_row_for_every_name(checkpoint: str, tmp_path: Path, capsys):
@@ -293,10 +292,13 @@ def test_convert_full_has_a_row_for_every_name(checkpoint: str, tmp_path: Path, 
         assert sum(name in line.split() for line in lines) == 1
 
 
-def test_convert_without_digests_does_not_read_back(checkpoint: str, tmp_path: Path, capsys):
-    assert main(["convert", checkpoint, str(tmp_path / "o"), "--no-digests", "--json"]) == OK
+def test_convert_reads_back_where_digests_are_asked_for(checkpoint: str, tmp_path: Path, capsys):
+    assert main(["convert", checkpoint, str(tmp_path / "o"), "--json"]) == OK
     data = json.loads(capsys.readouterr().out)
     assert {entry["digest"] for entry in data["restored"]} == {None}
+    assert main(["convert", checkpoint, str(tmp_path / "p"), "--digests", "--json"]) == OK
+    data = json.loads(capsys.readouterr().out)
+    assert all(entry["digest"].startswith("sha256:") for entry in data["restored"])
 
 
 def test_a_dry_run_writes_nothing(checkpoint: str, tmp_path: Path, capsys):

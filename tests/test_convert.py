@@ -74,7 +74,7 @@ def files_in(folder) -> list[str]:
 
 
 def test_a_conversion_without_rules_is_a_copy(tmp_path, source):
-    report = cr.convert(source, tmp_path / "out" / "m")
+    report = cr.convert(source, tmp_path / "out" / "m", digests=True)
     assert_holds(tmp_path / "out" / "m", TENSORS)
     assert len(report.restored) == len(TENSORS)
     assert digests_of(report) == {name: digest_of(value) for name, value in TENSORS.items()}
@@ -156,7 +156,8 @@ def test_every_kind_of_source_becomes_one_whole_checkpoint(tmp_path, kind):
         v1="V1" in kind,
         sharded=kind == "sharded",
     )
-    report = cr.convert(source, tmp_path / "out" / "m", cr.Rules(rename=[("emb", "table")]))
+    rules = cr.Rules(rename=[("emb", "table")])
+    report = cr.convert(source, tmp_path / "out" / "m", rules, digests=True)
     assert_holds(tmp_path / "out" / "m", {"table": values["emb"], "b": values["b"]})
     assert digests_of(report)["table"] == digest_of(values["emb"])
     reader = tf.train.load_checkpoint(str(tmp_path / "out" / "m"))
@@ -213,7 +214,7 @@ def test_transforms_are_done_on_the_way(tmp_path, source):
             ("global_step", cr.Cast("int32")),
         ],
     )
-    report = cr.convert(source, tmp_path / "m", rules)
+    report = cr.convert(source, tmp_path / "m", rules, digests=True)
     wanted = {
         "enc/w": TENSORS["enc/w"].T,
         "enc/b": TENSORS["enc/b"],
@@ -236,7 +237,7 @@ def test_a_kept_plan_is_converted_by(tmp_path, source):
 
 
 def test_without_digests_nothing_is_read_back_and_the_file_is_the_same(tmp_path, source):
-    report = cr.convert(source, tmp_path / "fast", digests=False)
+    report = cr.convert(source, tmp_path / "fast")
     assert {entry.digest for entry in report.restored} == {None}
     assert_holds(tmp_path / "fast", TENSORS)
 
@@ -442,7 +443,7 @@ def test_a_damaged_tensor_leaves_nothing_behind(tmp_path, source):
     for rules in (None, cr.Rules(transform=[("head/w", cr.Transpose((1, 0)))])):
         with pytest.raises(cr.DamagedCheckpointError, match="head/w"):
             cr.convert(source, tmp_path / "out" / "m", rules)
-        assert files_in(tmp_path / "out") == []
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_tensor_leaves_the_old_checkpoint_whole(tmp_path, source):
@@ -732,7 +733,7 @@ def test_a_dry_run_foresees_that_the_destination_is_taken(tmp_path):
 def test_variants_are_carried_over_with_a_digest_of_their_stored_bytes(tmp_path):
     dataset = tf.data.Dataset.range(4)
     ckpt = tf.train.Checkpoint(w=tf.Variable([1.0]), it=iter(dataset)).write(str(tmp_path / "c"))
-    report = cr.convert(ckpt, tmp_path / "out")
+    report = cr.convert(ckpt, tmp_path / "out", digests=True)
     assert all(entry.digest.startswith("sha256:") for entry in report.restored)
     assert any(entry.item.dtype == "variant" for entry in report.restored)
 
@@ -742,13 +743,13 @@ def test_what_was_written_wrongly_is_never_put_in_place(tmp_path, monkeypatch):
 
     ckpt = write(tmp_path / "m", {"w": numbers(2, 3)})
     old = write(tmp_path / "out", {"old": numbers(1)})
-    real = BundleWriter.add
+    real = BundleWriter._append
     monkeypatch.setattr(
-        BundleWriter, "add", lambda self, name, dtype, array: real(self, name, dtype, array + 1)
+        BundleWriter, "_append", lambda self, key, dtype, array: real(self, key, dtype, array + 1)
     )
     rules = cr.Rules(transform=[("w", cr.Transpose((1, 0)))])
     with pytest.raises(cr.PreservationError, match="'w'"):
-        cr.convert(ckpt, old, rules, overwrite=True)
+        cr.convert(ckpt, old, rules, overwrite=True, digests=True)
     with cr.open_checkpoint(old) as reader:
         assert list(reader.specs()) == ["old"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import write_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compat_restore import open_checkpoint
-from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.checkpoint.object_graph import ObjectGraph
 from compat_restore.checkpoint.wire import WireError, bytes_field, varint_field
+from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import DamagedCheckpointError, TensorNotFoundError
 from compat_restore.names import OBJECT_GRAPH_KEY, RoleKind
 from compat_restore.tensors import DType
@@ -38,11 +39,11 @@ def graph(*nodes):
 
 def checkpoint(folder, message, *keys):
     """Write an object-based checkpoint of scalars; return its prefix."""
-    with BundleWriter(str(folder / "ckpt-1")) as writer:
-        for number, key in enumerate(keys):
-            writer.add(key, DType.float32, np.float32(number))
-        writer.add(OBJECT_GRAPH_KEY, DType.string, np.array(message, object))
-        writer.finish()
+    contents = [
+        Content.of(key, DType.float32, np.float32(number)) for number, key in enumerate(keys)
+    ]
+    contents.append(Content.of(OBJECT_GRAPH_KEY, DType.string, np.array(message, object)))
+    write_bundle(folder / "ckpt-1", contents)
     return folder / "ckpt-1"
 
 
@@ -189,9 +190,7 @@ def test_any_change_to_a_graph_is_read_or_a_wire_error(golden, noise, start, len
 
 
 def test_a_tensor_of_numbers_under_the_graph_s_key_is_no_graph(tmp_path):
-    with BundleWriter(str(tmp_path / "m")) as writer:
-        writer.add(OBJECT_GRAPH_KEY, DType.float32, np.float32(1))
-        writer.finish()
+    write_bundle(tmp_path / "m", [Content.of(OBJECT_GRAPH_KEY, DType.float32, np.float32(1))])
     with open_checkpoint(tmp_path / "m") as reader:
         assert reader.graph is None
         assert reader.format == "V2 tensor bundle, name-based"

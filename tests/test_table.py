@@ -5,7 +5,7 @@ import sys
 
 import cramjam
 import pytest
-from formats import MemoryFile, flipped, table_of
+from formats import MemoryFile, flipped, table_of, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -246,14 +246,17 @@ def big(tmp_path_factory):
     """Return the prefix of a checkpoint with 20,000 scalars, several index blocks long."""
     import numpy as np
 
-    from compat_restore.checkpoint.bundle_writer import BundleWriter
+    from compat_restore.checkpoint.writer import Content
     from compat_restore.tensors import DType
 
     prefix = tmp_path_factory.mktemp("big") / "model.ckpt"
-    with BundleWriter(str(prefix)) as writer:
-        for number in range(20_000):
-            writer.add(f"scope/layer_{number:05d}/kernel", DType.float32, np.float32(number))
-        writer.finish()
+    write_bundle(
+        prefix,
+        (
+            Content.of(f"scope/layer_{number:05d}/kernel", DType.float32, np.float32(number))
+            for number in range(20_000)
+        ),
+    )
     return prefix
 
 

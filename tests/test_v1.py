@@ -95,7 +95,7 @@ def test_a_whole_tensor_has_no_slices_in_its_spec_and_a_partitioned_one_has_its_
 
 def test_nothing_of_a_v1_file_can_be_taken_as_stored(golden):
     with open_checkpoint(golden / "v1") as reader:
-        assert reader.stored("global_step") is None
+        assert reader.stored("global_step") == ()
 
 
 # -- the fields of TensorProto -------------------------------------------------------------------

@@ -12,13 +12,9 @@ Source: TensorFlow's `core/util/tensor_bundle/tensor_bundle.{h,cc}`, `naming.cc`
                        6 crc32c (fixed32, masked), 7 slices (TensorSliceProto, repeated)
 
 A tensor of fixed-size elements is stored as its bytes in C order, and its crc32c is that of those
-bytes. A string tensor is stored as
-
-    length varint64 * elements, masked crc32c of the lengths (4), the strings' bytes
-
-where the crc of the lengths takes each as 4 bytes (8 from 2^32 on), and the entry's crc32c goes on
-from there over the stored 4 bytes and the strings. A partitioned variable has an entry with the
-full shape and `slices`, and no bytes; each slice's bytes stand under its own key (`slices.py`).
+bytes; string tensors have an encoding and a rule of their own (`strings.py`). A partitioned
+variable has an entry with the full shape and `slices`, and no bytes; each slice's bytes stand under
+its own key (`slices.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
-from compat_restore.checkpoint.checksum import crc32c, mask, unmask
+from compat_restore.checkpoint.copying import check_tensors, read_checked
 from compat_restore.checkpoint.files import LocalFile, is_regular_file
 from compat_restore.checkpoint.object_graph import ObjectGraph
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
@@ -41,11 +37,13 @@ from compat_restore.checkpoint.slices import (
     encode_slice,
     slice_key,
 )
+from compat_restore.checkpoint.strings import decode_strings
 from compat_restore.checkpoint.table import TableReader
 from compat_restore.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
     DamagedCheckpointError,
+    DamagedTensorsError,
     UsageError,
 )
 from compat_restore.names import (
@@ -66,13 +64,10 @@ __all__ = [
     "BundleEntry",
     "BundleReader",
     "data_file",
-    "decode_strings",
     "decode_values",
-    "encode_strings",
 ]
 
 _MOST_SHARDS = 99_999
-_VERIFY_CHUNK = 1 << 20
 _SLICE_KEY_START = b"\0"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -237,29 +232,30 @@ class BundleReader(CheckpointReader):
         except KeyError:
             raise self._not_found(name) from None
 
-    def stored(self, name: str) -> StoredTensor | None:
-        """Return where a tensor's bytes stand; None if it is partitioned or big-endian."""
-        entry = self._entries[self.key_of(name)]
-        if entry.slices or self._big_endian:
-            return None
-        return StoredTensor(self._file(entry.shard), entry.offset, entry.size, entry.checksum)
+    def stored(self, name: str) -> tuple[StoredTensor, ...]:
+        """Return where a tensor's bytes stand; nothing if they are big-endian."""
+        key = self.key_of(name)
+        if self._big_endian:
+            return ()
+        return tuple(self._place(part) for _, part in self._parts(key, self._entries[key]))
 
     def verify(self, names: Iterable[str]) -> None:
         """Check the bytes of tensors against their checksums, in chunks, decoding nothing."""
+        faults: list[str] = []
+        pieces: list[tuple[str, BundleEntry]] = []
         for name in names:
             key = self.key_of(name)
-            for label, entry in self._parts(key, self._entries[key]):
-                crc, offset, left = 0, entry.offset, entry.size
-                if entry.dtype is DType.string:
-                    self._bytes(label, entry)  # its checksum has a rule of its own
-                    continue
-                source = self._file(entry.shard)
-                while left:
-                    chunk = source.read(offset, min(left, _VERIFY_CHUNK))
-                    crc = crc32c(chunk, crc)
-                    offset += len(chunk)
-                    left -= len(chunk)
-                self._check(label, entry, crc)
+            try:
+                pieces += self._parts(key, self._entries[key])
+            except DamagedCheckpointError as error:
+                faults.append(str(error))
+        pieces.sort(key=lambda piece: (piece[1].shard, piece[1].offset))
+        try:
+            check_tensors((label, self._place(entry)) for label, entry in pieces)
+        except DamagedTensorsError as error:
+            faults += error.faults
+        if faults:
+            raise DamagedTensorsError(faults)
 
     def files(self) -> tuple[str, ...]:
         """Return the paths of the files that make up the checkpoint."""
@@ -463,6 +459,16 @@ class BundleReader(CheckpointReader):
             self._files[shard] = LocalFile(data_file(self.path, shard, self._shards))
         return self._files[shard]
 
+    def _place(self, entry: BundleEntry) -> StoredTensor:
+        return StoredTensor(
+            self._file(entry.shard),
+            entry.offset,
+            entry.size,
+            entry.checksum,
+            strings=element_count(entry.shape) if entry.dtype is DType.string else None,
+            opaque=entry.dtype is DType.variant,
+        )
+
     def _parts(self, key: str, entry: BundleEntry) -> list[tuple[str, BundleEntry]]:
         """Return (what to call it, entry) of each piece of bytes that a tensor is stored in.
 
@@ -517,32 +523,8 @@ class BundleReader(CheckpointReader):
 
     def _whole(self, label: str, entry: BundleEntry) -> Array:
         numpy_dtype(entry.dtype)  # opaque values are told before they are read
-        return decode_values(self._bytes(label, entry), entry, big_endian=self._big_endian)
-
-    def _bytes(self, label: str, entry: BundleEntry) -> bytes:
-        data = self._file(entry.shard).read(entry.offset, entry.size)
-        if entry.dtype is DType.string:
-            try:
-                crc = decode_strings(data, element_count(entry.shape))[1]
-            except wire.WireError as error:
-                raise DamagedCheckpointError(
-                    f"tensor '{label}' in '{self._file(entry.shard).name}' (bytes {entry.offset} "
-                    f"to {entry.offset + entry.size}) is damaged: {error}"
-                ) from None
-        else:
-            crc = crc32c(data)
-        self._check(label, entry, crc)
-        return data
-
-    def _check(self, label: str, entry: BundleEntry, crc: int) -> None:
-        if entry.dtype is DType.variant:
-            return  # its rule is TensorFlow's alone
-        if mask(crc) != entry.checksum:
-            raise DamagedCheckpointError(
-                f"tensor '{label}' in '{self._file(entry.shard).name}' (bytes {entry.offset} to "
-                f"{entry.offset + entry.size}) is damaged: the checksum of its bytes is "
-                f"{crc:08x}, {unmask(entry.checksum):08x} was stored; copy or download it again"
-            )
+        data = read_checked(label, self._place(entry))
+        return decode_values(data, entry, big_endian=self._big_endian)
 
 
 def decode_values(data: bytes, entry: BundleEntry, *, big_endian: bool = False) -> Array:
@@ -563,43 +545,6 @@ def decode_values(data: bytes, entry: BundleEntry, *, big_endian: bool = False) 
     else:
         array = np.frombuffer(bytearray(data), dtype)
     return array.reshape(entry.shape)
-
-
-def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:
-    """Return (the strings, the crc32c by the rule for strings) of a stored string tensor.
-
-    Raises:
-        WireError: the bytes do not hold `count` strings and nothing else.
-    """
-    lengths, position, crc = [], 0, 0
-    for _ in range(count):
-        length, position = wire.varint(data, position)
-        lengths.append(length)
-        crc = crc32c(length.to_bytes(4 if length < 1 << 32 else 8, "little"), crc)
-    stored = data[position : position + 4]
-    position += 4
-    if position + sum(lengths) != len(data):
-        raise wire.WireError(
-            f"{len(data)} bytes, where {count} strings of {sum(lengths)} bytes in all are announced"
-        )
-    if int.from_bytes(stored, "little") != mask(crc):
-        raise wire.WireError("the checksum of the strings' lengths is wrong")
-    crc = crc32c(data[position - 4 :], crc)
-    strings = []
-    for length in lengths:
-        strings.append(data[position : position + length])
-        position += length
-    return strings, crc
-
-
-def encode_strings(strings: Iterable[bytes]) -> tuple[bytes, int]:
-    """Return (bytes as stored, crc32c by the rule for strings) of a string tensor's elements."""
-    elements = list(strings)
-    crc = 0
-    for element in elements:
-        crc = crc32c(len(element).to_bytes(4 if len(element) < 1 << 32 else 8, "little"), crc)
-    tail = mask(crc).to_bytes(4, "little") + b"".join(elements)
-    return b"".join(wire.write_varint(len(e)) for e in elements) + tail, crc32c(tail, crc)
 
 
 def _shown(key: str | bytes) -> str:

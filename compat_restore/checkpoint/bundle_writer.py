@@ -12,35 +12,41 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-from contextlib import suppress
+import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
-from compat_restore.checkpoint.bundle import (
-    BundleEntry,
-    data_file,
-    decode_strings,
-    decode_values,
-    encode_strings,
+from compat_restore.checkpoint.bundle import BundleEntry, data_file, decode_values
+from compat_restore.checkpoint.checksum import crc32c, mask
+from compat_restore.checkpoint.copying import (
+    BLOCK,
+    WORTH_SHARING,
+    Copy,
+    copy_tensors,
+    shares_blocks,
 )
-from compat_restore.checkpoint.checksum import crc32c, mask, unmask
-from compat_restore.checkpoint.files import ClosedAtEnd, LocalFile
+from compat_restore.checkpoint.output import OutputFile, output_error, remove, sync_directory
+from compat_restore.checkpoint.slices import slice_key
+from compat_restore.checkpoint.strings import encode_strings
 from compat_restore.checkpoint.table import TableBuilder
-from compat_restore.errors import DamagedCheckpointError, OutputError
-from compat_restore.tensors import OPAQUE, DType, array_bytes, element_count, numpy_dtype
+from compat_restore.checkpoint.writer import CheckpointWriter
+from compat_restore.errors import OutputError
+from compat_restore.tensors import OPAQUE, DType, array_bytes, numpy_dtype
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from collections.abc import Sequence
 
+    from compat_restore.checkpoint.files import ByteSource
     from compat_restore.checkpoint.reader import StoredTensor
+    from compat_restore.checkpoint.writer import Content
     from compat_restore.tensors import Array, Shape
 
 __all__ = ["BundleWriter", "check_destination"]
 
-_COPY_CHUNK = 1 << 20
 _PRODUCER = 1  # kTensorBundleVersion
 _DATA_NAME = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+_MOST_SHARDS = 99_999
 
 
 def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
@@ -60,6 +66,12 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
             f"'{prefix}' exists already ({', '.join(map(os.path.basename, old))}); "
             "choose another name, or overwrite it with overwrite=True (--overwrite)"
         )
+    for path in old:
+        if not os.path.islink(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OutputError(
+                f"'{path}' is no regular file, and stands where one of the checkpoint's would; "
+                "choose another name"
+            )
     return old
 
 
@@ -71,7 +83,7 @@ def _existing(prefix: str) -> tuple[str, ...]:
     except FileNotFoundError:
         names = []
     except OSError as error:
-        raise _output_error(prefix, error) from error
+        raise output_error(prefix, error) from error
     found += [
         os.path.join(folder, name)
         for name in names
@@ -80,241 +92,262 @@ def _existing(prefix: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class BundleWriter(ClosedAtEnd):
-    """Writes one V2 bundle: add tensors in any order, then `finish`.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What gets an entry with bytes: a whole tensor, or a part of one."""
 
-    In a `with` statement, leaving without `finish` removes what was written.
-    """
+    key: bytes
+    name: str
+    dtype: DType
+    shape: Shape
+    stored: tuple[StoredTensor, ...] = ()
 
-    def __init__(self, prefix: str, *, overwrite: bool = False) -> None:
+    @property
+    def size(self) -> int:
+        return sum(stored.size for stored in self.stored)
+
+
+class BundleWriter(CheckpointWriter):
+    """Writes one V2 bundle."""
+
+    def __init__(
+        self, prefix: str, *, overwrite: bool = False, max_shard_size: int | None = None
+    ) -> None:
         """Begin a bundle under `prefix`; its directory is made if it is missing.
+
+        Args:
+            prefix: where.
+            overwrite: replace a checkpoint that is there.
+            max_shard_size: bytes after which another data file begins; a tensor is never divided,
+                so that one which is larger has a file that is larger.
 
         Raises:
             OutputError: there is a checkpoint already and `overwrite` is not set, or the place
                 cannot be written to.
         """
+        self.path = prefix
+        self.format = "V2 tensor bundle"
         self._old = check_destination(prefix, overwrite=overwrite)
-        self._prefix = prefix
-        self._folder, stem = os.path.split(os.path.abspath(prefix))
+        self._folder = os.path.dirname(os.path.abspath(prefix))
+        self._largest = max_shard_size
         self._entries: dict[bytes, BundleEntry] = {}
-        self._offset = 0
-        temporary = os.path.join(self._folder, f".{stem}.{secrets.token_hex(8)}")
-        self._temporary_data = f"{temporary}.data"
-        self._temporary_index = f"{temporary}.index"
-        self._placed: list[str] = []
-        try:
-            os.makedirs(self._folder, exist_ok=True)
-            self._data: BinaryIO = open(self._temporary_data, "xb")  # noqa: SIM115
-        except OSError as error:
-            raise _output_error(prefix, error) from error
+        self._shards: list[OutputFile] = []
+        self._index = OutputFile(f"{prefix}.index")
 
-    def add(self, name: str, dtype: DType, array: Array) -> None:
-        """Add a tensor by its values.
-
-        Args:
-            name: its key.
-            dtype: the type to declare; quantised values come as integers, strings as `bytes`.
-            array: the values.
-
-        Raises:
-            OutputError: the data cannot be written.
-        """
-        if dtype is DType.string:
-            data, crc = encode_strings(array.ravel().tolist())
-            self._add(name, dtype, array.shape, [data], crc)
-            return
-        pieces = list(array_bytes(array.astype(numpy_dtype(dtype), copy=False)))
-        crc = 0
-        for piece in pieces:
-            crc = crc32c(bytes(piece), crc)
-        self._add(name, dtype, array.shape, pieces, crc)
-
-    def add_stored(self, name: str, dtype: DType, shape: Shape, stored: StoredTensor) -> None:
-        """Add a tensor by copying its bytes from another bundle; its checksum goes with it.
-
-        The bytes are checked against the checksum on the way.
-
-        Raises:
-            DamagedCheckpointError: they do not have it.
-            OutputError: the data cannot be written.
-        """
-        if dtype in (DType.string, DType.variant):
-            data = stored.source.read(stored.offset, stored.size)
-            if dtype is DType.string:
-                try:
-                    crc = decode_strings(data, element_count(shape))[1]
-                except wire.WireError as error:
-                    raise _damaged(name, stored, str(error)) from None
+    def write(self, contents: Sequence[Content], *, verify: bool = True) -> None:
+        """Write all tensors: what can be copied first, in the order of its files."""
+        copied: list[_Piece] = []
+        decoded: list[Content] = []
+        names: set[bytes] = set()
+        self._shards.append(OutputFile(data_file(self.path, 0, 1)))
+        for content in contents:
+            key = self._key(content.name)
+            if key in names:
+                raise OutputError(f"tensor '{content.name}' cannot be written twice")
+            names.add(key)
+            if content.slices:
+                self._entries[key] = BundleEntry(
+                    content.dtype, content.shape, slices=content.slices
+                )
+            if content.stored:
+                copied += _pieces(key, content)
             else:
-                crc = unmask(stored.checksum)
-            self._check(name, stored, crc)
-            self._add(name, dtype, shape, [data], crc)
-            return
-        start, left, crc = stored.offset, stored.size, 0
-        offset = self._offset
-        while left:
-            chunk = stored.source.read(start, min(left, _COPY_CHUNK))
-            crc = crc32c(chunk, crc)
-            self._write(chunk)
-            start += len(chunk)
-            left -= len(chunk)
-        self._check(name, stored, crc)
-        self._enter(name, BundleEntry(dtype, shape, 0, offset, stored.size, stored.checksum))
+                decoded.append(content)
+        copied.sort(key=lambda piece: (piece.stored[0].source.name, piece.stored[0].offset))
+        self._copy(copied, verify=verify)
+        for content in decoded:
+            self._decode(content)
 
     def read_back(self, name: str) -> Array | bytes:
-        """Return what was written of a tensor, read from the file before it is put in place.
-
-        Returns:
-            The values; the bytes as stored, where NumPy cannot hold the values (variants).
-        """
+        """Return what was written of a tensor; see `CheckpointWriter`."""
         entry = self._entries[name.encode()]
-        try:
-            self._data.flush()
-        except OSError as error:
-            raise _output_error(self._prefix, error) from error
-        with LocalFile(self._temporary_data) as written:
-            data = written.read(entry.offset, entry.size)
-        return data if entry.dtype in OPAQUE else decode_values(data, entry)
+        if not entry.slices:
+            return self._stored_value(entry)
+        import numpy as np
+
+        full = np.empty(entry.shape, numpy_dtype(entry.dtype))
+        for part in entry.slices:
+            starts, lengths = part.resolve(entry.shape)
+            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
+            full[where] = self._stored_value(self._entries[slice_key(name, part)])
+        return full
 
     def finish(self) -> None:
-        """Put the bundle in place.
-
-        Raises:
-            OutputError: that failed; what was there before is untouched.
-        """
-        shards = self._free_count()
+        """Put the bundle in place; the rename of its index is the moment."""
+        taken = {int(match[2]) for path in self._old if (match := _DATA_NAME.search(path))}
+        count = len(self._shards)
+        while count in taken:
+            count += 1
+        while len(self._shards) < count:
+            self._shards.append(OutputFile(data_file(self.path, len(self._shards), count)))
+        self._write_index(count)
+        for number, shard in enumerate(self._shards):
+            shard.path = data_file(self.path, number, count)
+            shard.place(replace=False)
         try:
-            self._data.flush()
-            os.fsync(self._data.fileno())
-            self._data.close()
-            self._write_index(shards)
-            self._place(self._temporary_data, data_file(self._prefix, 0, shards))
-            for shard in range(1, shards):
-                self._place(self._empty_file(), data_file(self._prefix, shard, shards))
-            _sync_directory(self._folder)
-            os.replace(self._temporary_index, f"{self._prefix}.index")
+            sync_directory(self._folder)
         except OSError as error:
-            raise _output_error(self._prefix, error) from error
-        self._placed.clear()
+            raise output_error(self.path, error) from error
+        self._index.place(replace=f"{self.path}.index" in self._old)
         try:
-            _sync_directory(self._folder)
+            sync_directory(self._folder)
         except OSError as error:
             raise OutputError(
-                f"'{self._prefix}' is written, but it is not sure that it would survive a power "
+                f"'{self.path}' is written, but it is not sure that it would survive a power "
                 f"cut ({error.strerror or error}); older data files beside it were left"
             ) from error
         for path in self._old:
-            if path != f"{self._prefix}.index":
-                _remove(path)
+            if path != f"{self.path}.index":
+                remove(path)
 
     def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
-        with suppress(OSError):  # what could not be written any more is not wanted any more
-            self._data.close()
-        # The index is the last to be put in place: where it is no longer waiting, all is done.
-        placed = self._placed if os.path.lexists(self._temporary_index) else []
-        for path in (self._temporary_data, self._temporary_index, *placed):
-            _remove(path)
+        if not self._index.is_placed:
+            for shard in self._shards:
+                if shard.is_placed:
+                    remove(shard.path)
+        for shard in reversed(self._shards):
+            shard.close()
+        self._index.close()
 
-    def _free_count(self) -> int:
-        """Return the smallest number of data files that no file of the prefix carries."""
-        taken = {int(match[2]) for path in self._old if (match := _DATA_NAME.search(path))}
-        return next(count for count in range(1, len(taken) + 2) if count not in taken)
+    def _copy(self, pieces: list[_Piece], *, verify: bool) -> None:
+        """Copy pieces, in their order, into as many data files as it takes."""
+        begin = 0
+        while begin < len(pieces):
+            shard = self._shards[-1]
+            offset = shard.position
+            copies: list[Copy] = []
+            sharing = _sharing_source(pieces[begin:], shard)
+            end: StoredTensor | None = None  # of the copy before
+            for piece in pieces[begin:]:
+                if self._largest and offset and offset + piece.size > self._largest:
+                    break
+                first = piece.stored[0]
+                if (
+                    piece.size >= WORTH_SHARING
+                    and first.source is sharing
+                    and not _follows(end, first)
+                ):
+                    offset += (first.offset - offset) % BLOCK
+                copies.append(Copy(piece.name, piece.stored, offset))
+                offset += piece.size
+                end = piece.stored[-1]
+            done = pieces[begin : begin + len(copies)]
+            if sharing is None:
+                shard.reserve(offset)
+            crcs = copy_tensors(copies, shard, verify=verify)
+            shard.position = offset
+            for piece, copy, crc in zip(done, copies, crcs, strict=True):
+                self._entries[piece.key] = BundleEntry(
+                    piece.dtype,
+                    piece.shape,
+                    len(self._shards) - 1,
+                    copy.offset,
+                    piece.size,
+                    mask(crc),
+                )
+            begin += len(copies)
+            if begin < len(pieces):
+                self._next_shard()
 
-    def _write_index(self, shards: int) -> None:
-        header = wire.varint_field(1, shards) + wire.bytes_field(3, wire.varint_field(1, _PRODUCER))
-        with open(self._temporary_index, "xb") as file:
-            table = TableBuilder(file.write)
-            table.add(b"", header)
-            for key in sorted(self._entries):
-                table.add(key, self._entries[key].encode())
-            table.finish()
-            file.flush()
-            os.fsync(file.fileno())
+    def _decode(self, content: Content) -> None:
+        """Write a tensor by its values."""
+        key = content.name.encode()
+        array = content.read()
+        if not content.slices:
+            self._append(key, content.dtype, array)
+        for part in content.slices:
+            starts, lengths = part.resolve(content.shape)
+            where = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
+            self._append(slice_key(content.name, part), content.dtype, array[where])
 
-    def _empty_file(self) -> str:
-        path = f"{self._temporary_data}.empty"
-        self._placed.append(path)
-        with open(path, "xb"):
-            pass
-        return path
-
-    def _place(self, temporary: str, final: str) -> None:
-        if os.path.lexists(final):
-            raise OutputError(
-                f"'{final}' appeared while '{self._prefix}' was written: is another program "
-                "writing the same checkpoint? Nothing was changed"
-            )
-        self._placed.append(final)
-        os.replace(temporary, final)
-
-    def _add(
-        self, name: str, dtype: DType, shape: Shape, pieces: list[bytes | memoryview], crc: int
-    ) -> None:
-        offset = self._offset
+    def _append(self, key: bytes, dtype: DType, array: Array) -> None:
+        pieces: list[bytes | memoryview]
+        if dtype is DType.string:
+            data, crc = encode_strings(array.ravel().tolist())
+            pieces = [data]
+        else:
+            pieces = list(array_bytes(array.astype(numpy_dtype(dtype), copy=False)))
+            crc = 0
+            for piece in pieces:
+                crc = crc32c(bytes(piece), crc)
+        size = sum(map(len, pieces))
+        position = self._shards[-1].position
+        if self._largest and position and position + size > self._largest:
+            self._next_shard()
+        shard = self._shards[-1]
+        self._entries[key] = BundleEntry(
+            dtype, array.shape, len(self._shards) - 1, shard.position, size, mask(crc)
+        )
         for piece in pieces:
-            self._write(piece)
-        size = self._offset - offset
-        self._enter(name, BundleEntry(dtype, shape, 0, offset, size, mask(crc)))
+            shard.write(piece)
 
-    def _enter(self, name: str, entry: BundleEntry) -> None:
+    def _next_shard(self) -> None:
+        if len(self._shards) >= _MOST_SHARDS:
+            raise OutputError(
+                f"'{self.path}' would take more than {_MOST_SHARDS} data files of "
+                f"{self._largest} bytes; allow larger ones"
+            )
+        self._shards.append(OutputFile(data_file(self.path, len(self._shards), 1)))
+
+    def _stored_value(self, entry: BundleEntry) -> Array | bytes:
+        data = self._shards[entry.shard].read(entry.offset, entry.size)
+        return data if entry.dtype in OPAQUE else decode_values(data, entry)
+
+    def _write_index(self, count: int) -> None:
+        header = wire.varint_field(1, count) + wire.bytes_field(3, wire.varint_field(1, _PRODUCER))
+        table = TableBuilder(self._index.write)
+        table.add(b"", header)
+        for key in sorted(self._entries):
+            table.add(key, self._entries[key].encode())
+        table.finish()
+
+    def _key(self, name: str) -> bytes:
+        """Return the key of a tensor.
+
+        Raises:
+            OutputError: a bundle cannot have it.
+        """
         try:
             key = name.encode()
         except UnicodeEncodeError:
             key = b""
-        if not key or key.startswith(b"\0") or key in self._entries:
-            raise OutputError(
-                f"tensor '{name}' cannot be written: "
-                + (
-                    "it is there already"
-                    if key in self._entries
-                    else "this is no name for a tensor"
-                )
-            )
-        self._entries[key] = entry
-
-    def _write(self, data: bytes | memoryview) -> None:
-        try:
-            self._data.write(data)
-        except OSError as error:
-            raise _output_error(self._prefix, error) from error
-        self._offset += len(data)
-
-    def _check(self, name: str, stored: StoredTensor, crc: int) -> None:
-        if mask(crc) != stored.checksum:
-            raise _damaged(
-                name,
-                stored,
-                f"the checksum of its bytes is {crc:08x}, {unmask(stored.checksum):08x} was stored",
-            )
+        if not key or key.startswith(b"\0"):
+            raise OutputError(f"tensor '{name}' cannot be written: this is no name for a tensor")
+        return key
 
 
-def _damaged(name: str, stored: StoredTensor, what: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(
-        f"tensor '{name}' in '{stored.source.name}' (bytes {stored.offset} to "
-        f"{stored.offset + stored.size}) is damaged: {what}; copy or download it again"
-    )
+def _pieces(key: bytes, content: Content) -> list[_Piece]:
+    if not content.slices:
+        return [_Piece(key, content.name, content.dtype, content.shape, content.stored)]
+    return [
+        _Piece(
+            slice_key(content.name, part),
+            f"{content.name} (part {number})",
+            content.dtype,
+            part.resolve(content.shape)[1],
+            (stored,),
+        )
+        for number, (part, stored) in enumerate(zip(content.slices, content.stored, strict=True))
+    ]
 
 
-def _output_error(prefix: str, error: OSError) -> OutputError:
-    return OutputError(
-        f"'{prefix}' cannot be written: {error.strerror or error}; nothing was changed"
+def _sharing_source(pieces: list[_Piece], shard: OutputFile) -> ByteSource | None:
+    """Return the file with which an output can share blocks, if it can and that is of use."""
+    large = next((piece for piece in pieces if piece.size >= WORTH_SHARING), None)
+    if large is None or shard.position:
+        return None
+    source = large.stored[0].source
+    return source if shares_blocks(source, shard) else None
+
+
+def _follows(before: StoredTensor | None, piece: StoredTensor) -> bool:
+    return (
+        before is not None
+        and before.source is piece.source
+        and before.offset + before.size == piece.offset
     )
 
 
 def _exists(path: str) -> bool:
     return os.path.lexists(path) and not os.path.isdir(path)
-
-
-def _remove(path: str) -> None:
-    # A file that cannot be removed is in nobody's way: no index names it.
-    with suppress(OSError):
-        os.unlink(path)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

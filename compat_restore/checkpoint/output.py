@@ -6,6 +6,7 @@ ends the process, nothing is left of it. Elsewhere it has a hidden name beside i
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -16,6 +17,7 @@ from compat_restore.errors import OutputError
 __all__ = ["OutputFile", "output_error", "remove", "sync_directory"]
 
 _FLUSH_EVERY = 8 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class OutputFile(ClosedAtEnd):
@@ -37,6 +39,7 @@ class OutputFile(ClosedAtEnd):
         self._folder, stem = os.path.split(os.path.abspath(path))
         self._hidden = os.path.join(self._folder, f".{stem[:100]}.{secrets.token_hex(8)}")
         self._named = False  # whether the hidden name exists
+        self._placed = False
         self._flushed = 0
         self._made: list[str] = []
         self._descriptor = -1
@@ -57,6 +60,18 @@ class OutputFile(ClosedAtEnd):
         """A path under which the file can be opened by this process while it is being written."""
         return self._hidden if self._named else f"/proc/self/fd/{self._descriptor}"
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether the file has appeared; right also where `place` was interrupted."""
+        if self._placed or self._descriptor < 0:
+            return self._placed
+        own = os.fstat(self._descriptor)
+        try:
+            there = os.lstat(self.path)
+        except OSError:
+            return False
+        return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
     def reserve(self, size: int) -> None:
         """Take the room on the disk that `size` bytes need, so that a lack of it is told early.
 
@@ -67,7 +82,9 @@ class OutputFile(ClosedAtEnd):
             try:
                 os.posix_fallocate(self._descriptor, 0, size)
             except OSError as error:
-                raise output_error(self.path, error) from error
+                if error.errno in _FULL:
+                    raise output_error(self.path, error) from error
+                # Another error: this file system has no such service, and can do without.
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
@@ -163,6 +180,7 @@ class OutputFile(ClosedAtEnd):
             ) from error
         except OSError as error:
             raise output_error(self.path, error) from error
+        self._placed = True
         self._made.clear()
         with suppress(OSError):  # all is written; nothing is left to go wrong with it
             os.close(self._descriptor)
@@ -170,6 +188,8 @@ class OutputFile(ClosedAtEnd):
 
     def close(self) -> None:
         """Remove the file and the directories made for it, unless it was placed."""
+        if self.is_placed:
+            self._made.clear()
         if self._descriptor >= 0:
             with suppress(OSError):  # what could not be written any more is not wanted any more
                 os.close(self._descriptor)
@@ -213,8 +233,8 @@ class OutputFile(ClosedAtEnd):
 
     def _name_hidden(self) -> None:
         if not self._named:
+            self._named = True  # before it is: a fault in between leaves something to remove
             self._link_to(self._hidden)
-            self._named = True
 
     def _link_to(self, path: str) -> None:
         # Python follows the link in /proc only when it is given a directory to start from.
@@ -228,7 +248,8 @@ class OutputFile(ClosedAtEnd):
                 follow_symlinks=True,
             )
         finally:
-            os.close(folder)
+            with suppress(OSError):  # the link is made, or not, by now
+                os.close(folder)
 
 
 def output_error(path: str, error: OSError) -> OutputError:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.files import ClosedAtEnd
-from compat_restore.errors import TensorNotFoundError, nearest
+from compat_restore.errors import (
+    DamagedCheckpointError,
+    DamagedTensorsError,
+    TensorNotFoundError,
+    nearest,
+)
 from compat_restore.names import Role, classify
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ class StoredTensor:
         size: in bytes.
         checksum: the masked crc32c that is stored for them; None where the format has none.
         strings: how many strings they are; None for elements of a fixed size.
+        opaque: the checksum has a rule that TensorFlow alone knows: it is carried along unchecked.
     """
 
     source: ByteSource
@@ -38,6 +44,7 @@ class StoredTensor:
     size: int
     checksum: int | None = None
     strings: int | None = None
+    opaque: bool = False
 
 
 class CheckpointReader(ClosedAtEnd):
@@ -118,10 +125,16 @@ class CheckpointReader(ClosedAtEnd):
         """Check the bytes of tensors against their checksums, holding one at a time.
 
         Raises:
-            DamagedCheckpointError: a tensor is damaged.
+            DamagedTensorsError: tensors are damaged; all of those are listed.
         """
+        faults = []
         for name in names:
-            self.read(name)
+            try:
+                self.read(name)
+            except DamagedCheckpointError as error:
+                faults.append(str(error))
+        if faults:
+            raise DamagedTensorsError(faults)
 
     def _not_found(self, name: str) -> TensorNotFoundError:
         names = list(self.variables())

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
     from compat_restore.tensors import Shape
 
-__all__ = ["check_tiling", "decode_shape", "decode_slice", "encode_slice", "slice_key"]
+__all__ = [
+    "check_tiling",
+    "consecutive",
+    "decode_shape",
+    "decode_slice",
+    "encode_slice",
+    "slice_key",
+]
 
 _FULL_EXTENT = -1
 _MOST_DIMENSIONS = 32  # what NumPy 1 can hold; TensorFlow's operations stop well before
@@ -175,3 +182,24 @@ def check_tiling(shape: Shape, parts: Sequence[Slice]) -> None:
                 for s, n, o, ol in zip(starts, lengths, other_starts, other_lengths, strict=True)
             ):
                 raise ValueError("parts overlap")
+
+
+def consecutive(shape: Shape, parts: Sequence[Slice]) -> tuple[int, ...] | None:
+    """Return the order in which the bytes of parts, one after another, are those of the tensor.
+
+    Args:
+        shape: of the tensor.
+        parts: which make it up, as `check_tiling` demands.
+
+    Returns:
+        Indices into `parts`; None if rows of different parts alternate.
+    """
+    boxes = [part.resolve(shape) for part in parts]
+    axis = next(
+        (a for a, full in enumerate(shape) if any(lengths[a] != full for _, lengths in boxes)), 0
+    )
+    if any(dim != 1 for dim in shape[:axis]) or any(
+        lengths[axis + 1 :] != shape[axis + 1 :] for _, lengths in boxes
+    ):
+        return None
+    return tuple(sorted(range(len(parts)), key=lambda number: boxes[number][0][axis:]))

@@ -39,6 +39,11 @@ class Content:
     stored: tuple[StoredTensor, ...] = ()
     slices: tuple[Slice, ...] = ()
 
+    @classmethod
+    def of(cls, name: str, dtype: DType, array: Array) -> Content:
+        """Return the content whose values are at hand."""
+        return cls(name=name, dtype=dtype, shape=array.shape, read=lambda: array)
+
 
 class CheckpointWriter(ClosedAtEnd):
     """A checkpoint that is being written: `write` everything, look at it, `finish`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from compat_restore.cli.options import add_rule_options, rules_from
+from compat_restore.cli.options import add_rule_options, rules_from, size
 from compat_restore.cli.output import write, write_json
 from compat_restore.conversion import convert
 
@@ -20,6 +20,9 @@ _EXAMPLES = r"""examples:
         --rename 'MobilenetV1/(.*)=backbone/\1'
   into the object-based checkpoint of a freshly made TF2 model, without its code:
     compat-restore convert model.ckpt out/ckpt --rules rules.toml --into fresh/ckpt-1
+  for other tools, and into the weights file of a Keras model:
+    compat-restore convert model.ckpt out/model.safetensors --max-shard-size 2GB
+    compat-restore convert model.ckpt out.weights.h5 --rules rules.toml --into fresh.weights.h5
   see what would happen:
     compat-restore convert model.ckpt out/model.ckpt --exclude '.*/Logits/.*' --dry-run
 """
@@ -30,9 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="compat-restore convert",
-        description="Write chosen tensors of a checkpoint to a new V2 checkpoint: name-based "
-        "(TensorFlow 1's Saver and TensorFlow 2 restore it by names), or with --into or --model "
-        "object-based (tf.train.Checkpoint(model=m).restore(DST) restores it).",
+        description="Write chosen tensors of a checkpoint to a new one. The name of DST says the "
+        "format: .safetensors, .npz, .weights.h5, .h5 or .keras at its end; any other name is the "
+        "prefix of a V2 checkpoint: name-based (TensorFlow 1's Saver and TensorFlow 2 restore it "
+        "by names), or with an object-based --into, or --model, object-based "
+        "(tf.train.Checkpoint(model=m).restore(DST) restores it).",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,14 +46,15 @@ def run(arguments: Sequence[str]) -> int:
         metavar="SRC",
         help="a prefix, one of a checkpoint's files, a directory, or a SavedModel",
     )
-    parser.add_argument("destination", metavar="DST", help="the prefix of the new checkpoint")
+    parser.add_argument("destination", metavar="DST", help="the name of the new checkpoint")
     add_rule_options(parser)
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     form.add_argument(
         "--into",
         metavar="TEMPLATE",
-        help="a checkpoint of the freshly made model; what the rules do not set keeps its value",
+        help="a checkpoint of the freshly made model, of any format: the new one is made like it, "
+        "and what the rules do not set keeps its value",
     )
     form.add_argument(
         "--model", metavar="PACKAGE.MODULE:FUNCTION", help="a function that makes the model"
@@ -58,7 +64,23 @@ def run(arguments: Sequence[str]) -> int:
     output.add_argument("--json", action="store_true", help="the report as JSON")
     output.add_argument("--full", action="store_true", help="the report with a row for every name")
     output.add_argument(
-        "--no-digests", action="store_true", help="do not read the new checkpoint back"
+        "--max-shard-size",
+        metavar="SIZE",
+        type=size,
+        help="begin another data file after this: 500MB, 2GiB (V2, safetensors)",
+    )
+    output.add_argument(
+        "--keep-slices", action="store_true", help="keep partitioned variables partitioned"
+    )
+    output.add_argument(
+        "--digests",
+        action="store_true",
+        help="read the new checkpoint back, and report the SHA-256 of each tensor",
+    )
+    output.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="copy without checking the bytes against their checksums",
     )
     faults = parser.add_argument_group("faults")
     faults.add_argument(
@@ -82,7 +104,10 @@ def run(arguments: Sequence[str]) -> int:
         model=model,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
-        digests=not args.no_digests,
+        verify=not args.no_verify,
+        digests=args.digests,
+        keep_slices=args.keep_slices,
+        max_shard_size=args.max_shard_size,
         strict=args.strict,
         skip_mismatched=args.skip_mismatched,
         allow_empty=args.allow_empty,

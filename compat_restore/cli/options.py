@@ -8,7 +8,9 @@ import re
 from compat_restore.errors import UsageError
 from compat_restore.rules import Rename, Rules, compiled
 
-__all__ = ["add_rule_options", "rules_from"]
+__all__ = ["add_rule_options", "rules_from", "size"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
 def add_rule_options(parser: argparse.ArgumentParser, *, renames: bool = True) -> None:
@@ -88,3 +90,13 @@ def _rename(text: str) -> Rename:
             f"--rename {text!r}: REGEX=NAME is expected, such as 'encoder/(.*)=backbone/\\1'"
         )
     return Rules(rename=[(pieces[0], "=".join(pieces[1:]))]).rename[0]  # says what is wrong
+
+
+def size(text: str) -> int:
+    """Return the bytes that a text like "500MB" or "2GiB" says, for `argparse`."""
+    match = _SIZE.fullmatch(text.strip())
+    scale = " kmgt".index(match[2].lower() or " ") if match else 0
+    count = int(float(match[1]) * (1024 if match[3] else 1000) ** scale) if match else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; 500MB or 2GiB are")
+    return count
