@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compat_restore.checkpoint import CheckpointReader, open_checkpoint
+    from compat_restore.comparison import Comparison, diff
     from compat_restore.conversion import convert
     from compat_restore.errors import (
         CheckpointFormatError,
         CheckpointNotFoundError,
         CompatRestoreError,
         DamagedCheckpointError,
+        DamagedTensorsError,
         FaultsError,
         InitializationError,
         InputError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from compat_restore.targets.session import SessionTarget
     from compat_restore.tensors import DType, TensorSpec, digest
     from compat_restore.transforms import Cast, Reshape, Transpose
+    from compat_restore.verification import Verification, verify_checkpoint
 
 __version__ = "0.1.0"
 
@@ -59,9 +62,11 @@ __all__ = [
     "CheckpointFormatError",
     "CheckpointNotFoundError",
     "CheckpointReader",
+    "Comparison",
     "CompatRestoreError",
     "DType",
     "DamagedCheckpointError",
+    "DamagedTensorsError",
     "FaultsError",
     "InitializationError",
     "InputError",
@@ -82,8 +87,10 @@ __all__ = [
     "TensorSpec",
     "Transpose",
     "UsageError",
+    "Verification",
     "__version__",
     "convert",
+    "diff",
     "digest",
     "initialize_uninitialized",
     "open_checkpoint",
@@ -92,6 +99,7 @@ __all__ = [
     "restore_objects",
     "restore_session",
     "uninitialized_variables",
+    "verify_checkpoint",
 ]
 
 # Where each name lives: imported when it is first used, so that the command line and the file work
@@ -105,8 +113,10 @@ _HOME = {
     "CheckpointNotFoundError": "compat_restore.errors",
     "CheckpointReader": "compat_restore.checkpoint",
     "CompatRestoreError": "compat_restore.errors",
+    "Comparison": "compat_restore.comparison",
     "DType": "compat_restore.tensors",
     "DamagedCheckpointError": "compat_restore.errors",
+    "DamagedTensorsError": "compat_restore.errors",
     "InitializationError": "compat_restore.errors",
     "InputError": "compat_restore.errors",
     "ObjectTarget": "compat_restore.targets.objects",
@@ -125,6 +135,7 @@ _HOME = {
     "TensorSpec": "compat_restore.tensors",
     "Transpose": "compat_restore.transforms",
     "convert": "compat_restore.conversion",
+    "diff": "compat_restore.comparison",
     "digest": "compat_restore.tensors",
     "initialize_uninitialized": "compat_restore.targets.initialization",
     "open_checkpoint": "compat_restore.checkpoint",
@@ -132,6 +143,8 @@ _HOME = {
     "plan_restore": "compat_restore.planner",
     "restore_objects": "compat_restore.restore",
     "restore_session": "compat_restore.restore",
+    "verify_checkpoint": "compat_restore.verification",
+    "Verification": "compat_restore.verification",
     "uninitialized_variables": "compat_restore.targets.initialization",
 }
 

@@ -109,7 +109,7 @@ class FaultsError(CompatRestoreError, ValueError):
             lines.append(f"\n  ... and {len(self.faults) - _MOST_SHOWN} more")
         super().__init__(f"{summary}{''.join(lines)}")
 
-    def __reduce__(self) -> tuple[type[FaultsError], tuple[str, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Return how to make it again, for errors that cross into another process."""
         return type(self), (self.summary, self.faults)
 
@@ -123,7 +123,7 @@ class DamagedTensorsError(FaultsError, DamagedCheckpointError):
         if len(found) == 1:
             self.args = found
 
-    def __reduce__(self) -> tuple[type[DamagedTensorsError], tuple[tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Return how to make it again, for errors that cross into another process."""
         return type(self), (self.faults,)
 

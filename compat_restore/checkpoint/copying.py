@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.checksum import crc32c, mask, unmask
 from compat_restore.checkpoint.output import output_error
+from compat_restore.checkpoint.parallel import for_each
 from compat_restore.checkpoint.strings import decode_strings
 from compat_restore.checkpoint.wire import WireError
 from compat_restore.errors import DamagedCheckpointError, DamagedTensorsError
@@ -37,15 +37,14 @@ __all__ = [
     "damage",
     "read_checked",
     "shares_blocks",
+    "wrong",
 ]
 
 WORTH_SHARING = 1 << 20  # bytes: what is smaller is copied
 BLOCK = 4096  # of the file systems that share blocks; theirs are this or a divisor of it
-_CHUNK = 256 << 10
+_CHUNK = 512 << 10
 _JOINED = 1 << 20  # tensors that follow each other are read together up to this size
 _FLUSHED = 8 << 20  # so much is written before its way to the disk begins
-_THREADS = 2
-_WORTH_A_THREAD = 4 << 20
 _FICLONERANGE = 0x4020940D  # linux/fs.h: ioctl(to, FICLONERANGE, {from, offset, length, offset})
 
 
@@ -137,12 +136,12 @@ def read_checked(name: str, stored: StoredTensor) -> bytes:
             crc = decode_strings(data, stored.strings)[1]
         except WireError as error:
             raise DamagedCheckpointError(damage(name, stored, str(error))) from None
-    if wrong := _wrong(name, stored, crc):
-        raise DamagedCheckpointError(wrong)
+    if message := wrong(name, stored, crc):
+        raise DamagedCheckpointError(message)
     return data
 
 
-def _wrong(name: str, stored: StoredTensor, crc: int) -> str | None:
+def wrong(name: str, stored: StoredTensor, crc: int) -> str | None:
     """Return what is wrong with a tensor whose bytes have this crc32c, None if nothing is."""
     if stored.checksum is None or mask(crc) == stored.checksum:
         return None
@@ -170,30 +169,12 @@ class _Work:
         self._checksums = checksums
         self._crcs = [0] * len(copies)
         self._faults: dict[int, str] = {}
-        self._failed: BaseException | None = None
-        self._lock = threading.Lock()
-        self._groups = self._grouped()
         self._sharing = True
 
     def done(self) -> list[int]:
         """Do all of it, and return the checksums."""
         total = sum(piece.size for copy in self._copies for piece in copy.stored)
-        others = []
-        if total >= _WORTH_A_THREAD and (os.cpu_count() or 1) > 1:
-            others = [threading.Thread(target=self._run) for _ in range(_THREADS - 1)]
-        try:
-            for thread in others:
-                thread.start()
-            self._run()
-        except BaseException as error:  # a signal, too, has to stop the others
-            self._failed = self._failed or error
-            raise
-        finally:
-            for thread in others:
-                if thread.ident is not None:
-                    thread.join()
-        if self._failed is not None:
-            raise self._failed
+        for_each(self._grouped(), self._take, size=total)
         if self._faults:
             raise DamagedTensorsError([self._faults[at] for at in sorted(self._faults)])
         return self._crcs
@@ -221,22 +202,10 @@ class _Work:
             at = max(at, first + 1)
             yield first, at
 
-    def _run(self) -> None:
-        try:
-            while self._failed is None:
-                with self._lock:
-                    group = next(self._groups, None)
-                if group is None:
-                    return
-                self._take(*group)
-        except BaseException as error:
-            self._failed = self._failed or error
-            if threading.current_thread() is threading.main_thread():
-                raise
-
-    def _take(self, first: int, end: int) -> None:
+    def _take(self, group: tuple[int, int], stopped: Callable[[], bool]) -> None:
+        first, end = group
         if end == first + 1:
-            self._one(first)
+            self._one(first, stopped)
             return
         start = self._copies[first].stored[0]
         last = self._copies[end - 1].stored[0]
@@ -244,27 +213,27 @@ class _Work:
         offset = self._copies[first].offset
         pieces = [self._copies[at].stored[0] for at in range(first, end)]
         if self._output is not None and not any(map(self._is_seen, pieces)):
-            self._by_kernel(start.source, start.offset, size, offset)
+            self._by_kernel(start.source, start.offset, size, offset, stopped)
             self._crcs[first:end] = [unmask(piece.checksum or 0) for piece in pieces]
             return
         data = start.source.read(start.offset, size)
         for at, piece in enumerate(pieces, first):
             begin = piece.offset - start.offset
             crc = self._crcs[at] = crc32c(data[begin : begin + piece.size])
-            if wrong := self._wrong(self._copies[at].name, piece, crc):
-                self._faults[at] = wrong
+            if message := self._wrong(self._copies[at].name, piece, crc):
+                self._faults[at] = message
         if self._output is not None:
             self._output.write_at(offset, data)
             self._output.begin_flush(offset, size)
 
-    def _one(self, at: int) -> None:
+    def _one(self, at: int, stopped: Callable[[], bool]) -> None:
         """Copy one tensor, of one piece or several."""
         copy = self._copies[at]
         several = len(copy.stored) > 1
         offset, crc = copy.offset, 0
         for piece in copy.stored:
             try:
-                crc = self._piece(copy.name, piece, offset, crc, several=several)
+                crc = self._piece(copy.name, piece, offset, crc, stopped, several=several)
             except DamagedCheckpointError as error:
                 self._faults[at] = str(error)
             offset += piece.size
@@ -279,7 +248,14 @@ class _Work:
         )
 
     def _piece(
-        self, name: str, piece: StoredTensor, offset: int, crc: int, *, several: bool
+        self,
+        name: str,
+        piece: StoredTensor,
+        offset: int,
+        crc: int,
+        stopped: Callable[[], bool],
+        *,
+        several: bool,
     ) -> int:
         """Copy a piece; return the crc of all pieces up to it, `crc` being that of those before.
 
@@ -290,11 +266,11 @@ class _Work:
             return self._encoded(name, piece, offset)
         seen = self._is_seen(piece) or (several and self._checksums)
         if self._output is not None and not seen:
-            self._by_kernel(piece.source, piece.offset, piece.size, offset)
+            self._by_kernel(piece.source, piece.offset, piece.size, offset, stopped)
             return unmask(piece.checksum or 0)
         shared = self._shared(piece, offset)
         own = done = flushed = 0
-        while done < piece.size and self._failed is None:
+        while done < piece.size and not stopped():
             chunk = piece.source.read(piece.offset + done, min(piece.size - done, _CHUNK))
             own = crc32c(chunk, own)
             if several:
@@ -305,8 +281,8 @@ class _Work:
             if self._output is not None and (done - flushed >= _FLUSHED or done == piece.size):
                 self._output.begin_flush(offset + flushed, done - flushed)
                 flushed = done
-        if self._failed is None and (wrong := self._wrong(name, piece, own)):
-            raise DamagedCheckpointError(wrong)
+        if done == piece.size and (message := self._wrong(name, piece, own)):
+            raise DamagedCheckpointError(message)
         return crc if several else own
 
     def _encoded(self, name: str, piece: StoredTensor, offset: int) -> int:
@@ -320,7 +296,7 @@ class _Work:
         return unmask(piece.checksum or 0)
 
     def _wrong(self, name: str, piece: StoredTensor, crc: int) -> str | None:
-        return _wrong(name, piece, crc) if self._verify else None
+        return wrong(name, piece, crc) if self._verify else None
 
     def _shared(self, piece: StoredTensor, offset: int) -> tuple[int, int]:
         """Let the output share the whole blocks of a piece; return (begin, end) of what it shares.
@@ -356,22 +332,26 @@ class _Work:
             behind = max(end - offset, 0)
             self._output.write_at(offset + behind, chunk[behind:])
 
-    def _by_kernel(self, source: ByteSource, start: int, size: int, offset: int) -> None:
+    def _by_kernel(
+        self, source: ByteSource, start: int, size: int, offset: int, stopped: Callable[[], bool]
+    ) -> None:
         """Copy a range without seeing it."""
         assert self._output is not None
         first = min(size, -start % BLOCK) if (start - offset) % BLOCK == 0 else 0
         whole = (size - first) // BLOCK * BLOCK
         # In pieces at the bounds of blocks, so that file systems which can share them do.
         for length in (first, whole, size - first - whole):
-            self._kernel_range(source, start, length, offset)
+            self._kernel_range(source, start, length, offset, stopped)
             start += length
             offset += length
 
-    def _kernel_range(self, source: ByteSource, start: int, left: int, offset: int) -> None:
+    def _kernel_range(
+        self, source: ByteSource, start: int, left: int, offset: int, stopped: Callable[[], bool]
+    ) -> None:
         assert self._output is not None
         _check_range(source, start, left)
         copy = _kernel_copy()
-        while left and self._failed is None:
+        while left and not stopped():
             copied = 0
             descriptor = source.descriptor
             if copy is not None and descriptor is not None:

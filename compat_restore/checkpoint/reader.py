@@ -54,11 +54,13 @@ class CheckpointReader(ClosedAtEnd):
         path: the prefix or file that was opened.
         format: what it is, for people: "V2 tensor bundle, name-based".
         notes: what a reader should be told about it (two checkpoints under one prefix ...).
+        has_checksums: whether damage to the bytes of a tensor would be found.
     """
 
     path: str
     format: str
     notes: tuple[str, ...] = ()
+    has_checksums: bool = True
 
     @abstractmethod
     def specs(self) -> Mapping[str, TensorSpec]:

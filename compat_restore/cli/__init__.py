@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from compat_restore import __version__
@@ -44,6 +46,8 @@ EXIT_STATUS = {
 _VERBS = {
     "inspect": "list what a checkpoint holds",
     "convert": "write chosen tensors of a checkpoint to a new one",
+    "verify": "check the tensors of checkpoints against their checksums",
+    "diff": "compare two checkpoints, byte by byte",
     "demo": "make a checkpoint, restore it in TF1 and TF2, convert it (needs TensorFlow)",
 }
 _STATUS_OF = (
@@ -65,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         status = _run(given)
         sys.stdout.flush()  # here, and not at exit, where its errors could not be told
@@ -80,7 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), IO)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except _Terminated:
+        return _fail("terminated", 128 + signal.SIGTERM)
     return status
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: what was begun is taken back on the way out, as for Ctrl-C."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    del number, frame
+    raise _Terminated
 
 
 def _open_closed_streams() -> None:
