@@ -47,8 +47,10 @@ def verify_checkpoint(checkpoint: CheckpointReader | str | PathLike[str]) -> Ver
         checkpoint: an open checkpoint, or anything that `open_checkpoint` takes.
 
     Raises:
-        DamagedCheckpointError: the index is damaged, or a file is missing or cut short, so that
-            nothing can be said of single tensors.
+        CheckpointNotFoundError: there is none, or one of its files is missing.
+        CheckpointFormatError: what is there is no checkpoint.
+        DamagedCheckpointError: the index is damaged, or a file is cut short, so that nothing can
+            be said of single tensors.
     """
     with opened(checkpoint) as reader:
         faults: tuple[str, ...] = ()

@@ -6,13 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from compat_restore.cli.output import write, write_json
+from compat_restore.errors import CheckpointFormatError, DamagedCheckpointError
 from compat_restore.tables import escaped, format_bytes
-from compat_restore.verification import verify_checkpoint
+from compat_restore.verification import Verification, verify_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from compat_restore.verification import Verification
 
 __all__ = ["run"]
 
@@ -36,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="as for inspect")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parser.parse_args(arguments)
-    found = [verify_checkpoint(path) for path in args.checkpoints]
+    found = [_verified(path) for path in args.checkpoints]
     if args.json:
         write_json(_as_json(found))
     else:
@@ -44,9 +43,26 @@ def run(arguments: Sequence[str]) -> int:
     return _DAMAGED if any(verification.faults for verification in found) else 0
 
 
+def _verified(path: str) -> Verification:
+    """Verify a checkpoint; one that cannot be opened is damaged, and hides no other."""
+    try:
+        return verify_checkpoint(path)
+    except (DamagedCheckpointError, CheckpointFormatError) as error:
+        return Verification(
+            checkpoint=path,
+            checkpoint_format="cannot be opened",
+            tensors=0,
+            nbytes=0,
+            faults=(str(error),),
+            checked=True,
+        )
+
+
 def _as_text(found: Verification) -> str:
     lines = [f"{escaped(found.checkpoint)}: {found.checkpoint_format}"]
     lines += [f"damaged: {escaped(fault)}" for fault in found.faults]
+    if not found.tensors and found.faults:
+        return "\n".join(lines)
     total = f"{found.tensors} tensors, {format_bytes(found.nbytes)}"
     if found.faults:
         lines.append(f"{total}: {len(found.faults)} damaged, the others as they were written")
