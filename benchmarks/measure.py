@@ -82,9 +82,8 @@ def compare(ours: Command, peers: Sequence[Command], runs: int) -> str:
             result = run(command)
             if number:
                 found[command.name].append(result)
-    lines = [
-        f"{'':30} {'wall s':>8} {'cpu s':>8} {'peak MiB':>9} {'peer / ours':>12} {'ours / peer':>12}"
-    ]
+    titles = ("wall s", "cpu s", "peak MiB", "peer / ours", "ours / peer")
+    lines = ["{:30} {:>8} {:>8} {:>9} {:>12} {:>12}".format("", *titles)]
     for command in commands:
         results = found[command.name]
         row = (

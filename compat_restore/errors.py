@@ -29,6 +29,7 @@ __all__ = [
     "TargetError",
     "TensorNotFoundError",
     "UsageError",
+    "faults_of",
     "nearest",
 ]
 
@@ -126,6 +127,11 @@ class DamagedTensorsError(FaultsError, DamagedCheckpointError):
     def __reduce__(self) -> tuple[object, ...]:
         """Return how to make it again, for errors that cross into another process."""
         return type(self), (self.faults,)
+
+
+def faults_of(error: CompatRestoreError) -> tuple[str, ...]:
+    """Return the messages that an error lists, or its own."""
+    return error.faults if isinstance(error, FaultsError) else (str(error),)
 
 
 class PlanError(FaultsError):

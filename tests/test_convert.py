@@ -795,3 +795,164 @@ def test_a_model_function_that_fails_is_told_without_a_traceback(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+# -- parts, data files and checks -----------------------------------------------------------------
+
+
+def entries_of(prefix):
+    with cr.open_checkpoint(prefix) as reader:
+        return {name: spec.slices for name, spec in reader.specs().items()}
+
+
+def without_reading(monkeypatch):
+    """Let no tensor be decoded: what is copied, is copied as bytes."""
+    from compat_restore.checkpoint.bundle import BundleReader
+
+    def read(_reader, name):
+        raise AssertionError(f"{name} was decoded")
+
+    monkeypatch.setattr(BundleReader, "read", read)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_parts_become_one_tensor_or_stay_parts(tmp_path, axis):
+    value = numbers(6, 4)
+    with graph_and_session() as session:
+        v1.get_variable(
+            "emb",
+            shape=value.shape,
+            initializer=v1.constant_initializer(7.0),
+            partitioner=v1.fixed_size_partitioner(3 if axis == 0 else 2, axis=axis),
+        )
+        for part in v1.global_variables():
+            info = part._get_save_slice_info()
+            where = tuple(
+                slice(s, s + n) for s, n in zip(info.var_offset, info.var_shape, strict=True)
+            )
+            session.run(part.initializer)
+            part.load(value[where], session)
+        source = v1.train.Saver().save(session, str(tmp_path / "parts"), write_meta_graph=False)
+    cr.convert(source, tmp_path / "merged", cr.Rules(rename=[("emb", "table")]))
+    assert_holds(tmp_path / "merged", {"table": value})
+    assert entries_of(tmp_path / "merged") == {"table": ()}
+    report = cr.convert(
+        source, tmp_path / "kept", cr.Rules(rename=[("emb", "t")]), keep_slices=True, digests=True
+    )
+    assert entries_of(tmp_path / "kept") == {"t": entries_of(source)["emb"]}
+    assert digests_of(report) == {"t": digest_of(value)}
+    reader = tf.train.load_checkpoint(str(tmp_path / "kept"))
+    np.testing.assert_array_equal(reader.get_tensor("t"), value)
+
+
+def test_rows_are_joined_without_decoding_them(tmp_path, monkeypatch):
+    value = numbers(8, 3)
+    source = write_from_graph(tmp_path / "s", {"emb": value}, parts=4)
+    with monkeypatch.context() as patch:
+        without_reading(patch)
+        cr.convert(source, tmp_path / "m")
+        cr.convert(source, tmp_path / "kept", keep_slices=True)
+    assert_holds(tmp_path / "m", {"emb": value})
+    assert_holds(tmp_path / "kept", {"emb": value})
+
+
+def test_a_part_that_is_damaged_is_told_whether_it_is_joined_or_kept(tmp_path):
+    source = write_from_graph(tmp_path / "s", {"emb": numbers(8, 3), "b": numbers(2)}, parts=2)
+    with cr.open_checkpoint(source) as reader:
+        place = reader.stored("emb")[1]
+    data = bytearray(Path(place.source.name).read_bytes())
+    data[place.offset] ^= 1
+    Path(place.source.name).write_bytes(data)
+    for keep in (True, False):
+        with pytest.raises(cr.DamagedTensorsError, match="'emb"):
+            cr.convert(source, tmp_path / "m", keep_slices=keep)
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_parts_that_a_rule_transforms_become_one_tensor(tmp_path):
+    source = write_from_graph(tmp_path / "s", {"emb": numbers(6, 2)}, parts=2)
+    rules = cr.Rules(transform=[("emb", cr.Transpose((1, 0)))])
+    cr.convert(source, tmp_path / "m", rules, keep_slices=True)
+    assert_holds(tmp_path / "m", {"emb": numbers(6, 2).T})
+
+
+def test_a_partitioned_template_takes_whole_tensors_and_other_parts(tmp_path):
+    template = write_from_graph(tmp_path / "t", {"emb": np.zeros((6, 2), np.float32)}, parts=3)
+    for parts in (1, 2, 3):
+        source = write_from_graph(tmp_path / f"s{parts}", {"emb": numbers(6, 2)}, parts=parts)
+        cr.convert(source, tmp_path / f"o{parts}", into=template)
+        assert_holds(tmp_path / f"o{parts}", {"emb": numbers(6, 2)})
+        assert entries_of(tmp_path / f"o{parts}") == entries_of(template)
+
+
+def test_a_size_limit_makes_as_many_data_files_as_it_takes(tmp_path):
+    tensors = {f"w{n}": numbers(100, start=100 * n) for n in range(7)} | {"big": numbers(300)}
+    source = write(tmp_path / "s", tensors)
+    cr.convert(source, tmp_path / "m", max_shard_size=1000)
+    assert_holds(tmp_path / "m", tensors)
+    files = sorted(tmp_path.glob("m.data-*"))
+    assert len(files) == 5  # two of 400 bytes each, and the one of 1200 alone
+    assert max(path.stat().st_size for path in files) == 1200
+    reader = tf.train.load_checkpoint(str(tmp_path / "m"))
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(reader.get_tensor(name), value)
+    cr.convert(source, tmp_path / "m", max_shard_size=2000, overwrite=True)
+    assert_holds(tmp_path / "m", tensors)
+    assert len({path.name[-5:] for path in tmp_path.glob("m.data-*")}) == 1
+
+
+def test_a_size_limit_holds_for_values_that_are_decoded(tmp_path, golden):
+    v1_source = golden / "v1"
+    cr.convert(v1_source, tmp_path / "m", max_shard_size=1)
+    with cr.open_checkpoint(v1_source) as reader:
+        count = len(reader.specs())
+    assert len(list(tmp_path.glob("m.data-*"))) == count
+    assert cr.diff(v1_source, tmp_path / "m").equal
+
+
+def test_all_damaged_tensors_are_told_and_nothing_is_written(tmp_path, source):
+    for name in ("enc/w", "head/w", "global_step"):
+        damage(source, name)
+    rules = cr.Rules(transform=[("head/w", cr.Transpose((1, 0)))])
+    with pytest.raises(cr.DamagedTensorsError) as caught:
+        cr.convert(source, tmp_path / "out" / "m", rules)
+    assert len(caught.value.faults) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_unverified_damage_travels_with_the_checksum_that_tells_it(tmp_path, source):
+    damage(source, "enc/w")
+    cr.convert(source, tmp_path / "m", verify=False)
+    [fault] = cr.verify_checkpoint(tmp_path / "m").faults
+    assert "'enc/w'" in fault
+
+
+def test_trap_18_from_tf1_to_tf2_and_back_is_the_same_checkpoint(tmp_path, world):
+    tensors = {
+        "net.Scale/fc/kernel": numbers(3, 2),
+        "net.Scale/fc/bias": numbers(2),
+        "net.Scale/head/kernel": numbers(2, 4),
+        "net.Scale/head/bias": numbers(4),
+    }
+    old = write(tmp_path / "tf1", tensors)
+    # As the official guide does it: variables in a dict, whose keys are escaped in the checkpoint
+    # ("/" as ".S", "." as "..") and unescaped by a plain replacement.
+    holder = tf.train.Checkpoint(vars={name: tf.Variable(v) for name, v in tensors.items()})
+    keys = tf.train.load_checkpoint(
+        holder.save(str(tmp_path / "guide"))
+    ).get_variable_to_shape_map()
+    names = {key.split("/")[1].replace(".S", "/") for key in keys if key.startswith("vars/")}
+    assert names.isdisjoint(tensors)
+    # And a checkpoint of a model has no such dict at all.
+    model = dense_model(world)
+    fresh = tf.train.Checkpoint(model=model).write(str(tmp_path / "fresh"))
+    keys = tf.train.load_checkpoint(fresh).get_variable_to_shape_map()
+    found = [key for key in keys if key.startswith("vars/")]
+    with tf.Graph().as_default(), pytest.raises(ValueError, match="No variables to save"):
+        v1.train.Saver(var_list=found)
+
+    there = cr.Rules(rename=[(r"net\.Scale/(.*)", r"\1")])
+    back = cr.Rules(include=[r".*(kernel|bias)"], rename=[(r"(?:net/)?(.*)", r"net.Scale/\1")])
+    cr.convert(old, tmp_path / "tf2", there, into=fresh)
+    cr.convert(tmp_path / "tf2", tmp_path / "tf1 again", back)
+    assert cr.diff(old, tmp_path / "tf1 again").equal

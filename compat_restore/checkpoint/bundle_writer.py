@@ -31,7 +31,12 @@ from compat_restore.checkpoint.slices import slice_key
 from compat_restore.checkpoint.strings import encode_strings
 from compat_restore.checkpoint.table import TableBuilder
 from compat_restore.checkpoint.writer import CheckpointWriter
-from compat_restore.errors import OutputError
+from compat_restore.errors import (
+    DamagedCheckpointError,
+    DamagedTensorsError,
+    OutputError,
+    faults_of,
+)
 from compat_restore.tensors import OPAQUE, DType, array_bytes, numpy_dtype
 
 if TYPE_CHECKING:
@@ -154,9 +159,14 @@ class BundleWriter(CheckpointWriter):
             else:
                 decoded.append(content)
         copied.sort(key=lambda piece: (piece.stored[0].source.name, piece.stored[0].offset))
-        self._copy(copied, verify=verify)
+        faults = self._copy(copied, verify=verify)
         for content in decoded:
-            self._decode(content)
+            try:
+                self._decode(content)
+            except DamagedCheckpointError as error:
+                faults += faults_of(error)
+        if faults:
+            raise DamagedTensorsError(faults)
 
     def read_back(self, name: str) -> Array | bytes:
         """Return what was written of a tensor; see `CheckpointWriter`."""
@@ -210,8 +220,9 @@ class BundleWriter(CheckpointWriter):
             shard.close()
         self._index.close()
 
-    def _copy(self, pieces: list[_Piece], *, verify: bool) -> None:
-        """Copy pieces, in their order, into as many data files as it takes."""
+    def _copy(self, pieces: list[_Piece], *, verify: bool) -> list[str]:
+        """Copy pieces, in order, into as many data files as it takes; return all faults."""
+        faults: list[str] = []
         begin = 0
         while begin < len(pieces):
             shard = self._shards[-1]
@@ -235,7 +246,11 @@ class BundleWriter(CheckpointWriter):
             done = pieces[begin : begin + len(copies)]
             if sharing is None:
                 shard.reserve(offset)
-            crcs = copy_tensors(copies, shard, verify=verify)
+            try:
+                crcs = copy_tensors(copies, shard, verify=verify)
+            except DamagedTensorsError as error:
+                faults += error.faults
+                crcs = [0] * len(copies)  # of a file that nobody will see
             shard.position = offset
             for piece, copy, crc in zip(done, copies, crcs, strict=True):
                 self._entries[piece.key] = BundleEntry(
@@ -249,6 +264,7 @@ class BundleWriter(CheckpointWriter):
             begin += len(copies)
             if begin < len(pieces):
                 self._next_shard()
+        return faults
 
     def _decode(self, content: Content) -> None:
         """Write a tensor by its values."""
