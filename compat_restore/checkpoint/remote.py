@@ -100,7 +100,6 @@ class _FileSystem(Protocol):
     def info(self, path: str) -> dict[str, object]: ...
     def ls(self, path: str, detail: bool) -> list[str]: ...  # noqa: FBT001 - as there
     def open(self, path: str, mode: str, **options: object) -> BinaryIO: ...
-    def get_file(self, rpath: str, lpath: object, **options: object) -> object: ...
     def put_file(self, lpath: str, rpath: str) -> object: ...
     def cp_file(self, path1: str, path2: str) -> object: ...
     def mv(self, path1: str, path2: str) -> object: ...
@@ -198,19 +197,17 @@ class _Diagnosis:
         """
         chain = list(_chain(error))
         for link in chain:
+            if _is(link, _NO_CONNECTION):
+                return cls(_Fault.UNREACHABLE, _told(link))
             status = _status(link)
             if status is not None:
                 return cls(_fault_of(status), f"the server answers {_phrase(status)}")
-        for names, fault in (
-            (_NO_CONNECTION, _Fault.UNREACHABLE),
-            (_NO_CREDENTIALS, _Fault.REFUSED),
-            ({"FileExpired"}, _Fault.CHANGED),
-            ({"FileNotFoundError", "IsADirectoryError", "NotADirectoryError"}, _Fault.MISSING),
-        ):
-            for link in chain:
-                if any(kind.__name__ in names for kind in type(link).__mro__):
-                    return cls(fault, _told(link))
-        return cls(_Fault.OTHER, _told(error))
+            if _is(link, _NO_CREDENTIALS):
+                return cls(_Fault.REFUSED, _told(link))
+            if _is(link, {"FileExpired"}):
+                return cls(_Fault.CHANGED, _told(link))
+        missing = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+        return cls(_Fault.MISSING if missing else _Fault.OTHER, _told(error))
 
     def input_error(self, url: str) -> CompatRestoreError:
         """Return the error that tells why a file cannot be read."""
@@ -243,6 +240,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             return
         yield link
         link = link.__cause__ or link.__context__
+
+
+def _is(error: BaseException, names: set[str]) -> bool:
+    return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
 def _status(error: BaseException) -> int | None:
@@ -511,17 +512,23 @@ class RemoteFile(ClosedAtEnd):
 
     def _download(self) -> int:
         """Fetch the whole file into a temporary one, which has no name; return its size."""
-        options: dict[str, object] = {}
-        if self._over_http:
-            from aiohttp import ClientTimeout
+        if not self._over_http:
+            raise InputError(f"'{self.name}' cannot be read: nothing says how long it is")
+        from aiohttp import ClientTimeout
 
-            options = {
-                "headers": self._headers(),
-                "timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60),
-            }
         copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - closed by `close`
         try:
-            self._system.get_file(self._path, copy, **options)
+            # No blocks: a stream. It would ask for the size of the file if it were given none.
+            with self._system.open(
+                self._path,
+                "rb",
+                block_size=0,
+                size=1,
+                headers=self._headers(),
+                timeout=ClientTimeout(total=None, sock_connect=30, sock_read=60),
+            ) as stream:
+                while chunk := stream.read(_WHOLE):
+                    copy.write(chunk)
             copy.flush()
         except BaseException as error:
             copy.close()
