@@ -14,7 +14,14 @@ from contextlib import suppress
 from compat_restore.checkpoint.files import ClosedAtEnd, is_url, local_path
 from compat_restore.errors import OutputError
 
-__all__ = ["OutputFile", "create_output", "output_error", "remove", "sync_directory"]
+__all__ = [
+    "OutputFile",
+    "check_writable",
+    "create_output",
+    "output_error",
+    "remove",
+    "sync_directory",
+]
 
 _FLUSH_EVERY = 8 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -268,6 +275,18 @@ def create_output(path: str) -> OutputFile:
     from compat_restore.checkpoint.remote import RemoteOutput
 
     return RemoteOutput(path)
+
+
+def check_writable(path: str) -> None:
+    """Check that files can be made where `path` stands, as far as its protocol tells.
+
+    Raises:
+        OutputError: nothing is ever written there (`https://` ...).
+    """
+    if is_url(path):
+        from compat_restore.checkpoint.remote import check_writable_remote
+
+        check_writable_remote(path)
 
 
 def output_error(path: str, error: OSError) -> OutputError:

@@ -17,6 +17,7 @@ import secrets
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +28,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 from compat_restore.checkpoint.files import (
     ClosedAtEnd,
     check_range,
-    is_there,
     scheme_of,
     split,
 )
@@ -47,12 +47,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-__all__ = ["RemoteFile", "RemoteOutput", "file_system", "kind_of", "names_in", "remove_remote"]
+__all__ = [
+    "RemoteFile",
+    "RemoteOutput",
+    "check_writable_remote",
+    "file_system",
+    "kind_of",
+    "names_in",
+    "remove_remote",
+]
 
 _WHOLE = 1 << 20  # files up to this size are fetched in one request
 _SMALLEST_WINDOW = 256 << 10
 _LARGEST_WINDOW = 8 << 20
-_MOST_WINDOWS = 3
+_MOST_WINDOWS = 4  # two for each of two threads: what it reads, and what it read before
 _LARGEST_GAP = 1 << 20  # between two reads that still count as one after the other
 _ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as many before the third
@@ -343,14 +351,15 @@ def remove_remote(url: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Bytes of a file that were fetched: those from `start` up to, but not including, `end`."""
+    """Bytes of a file: those from `start` up to, but not including, `end`.
+
+    Attributes:
+        data: the bytes, once they have arrived.
+    """
 
     start: int
-    data: bytes
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.data)
+    end: int
+    data: Future[bytes]
 
 
 class RemoteFile(ClosedAtEnd):
@@ -403,13 +412,13 @@ class RemoteFile(ClosedAtEnd):
             ends = [*range(offset, offset + length, _LARGEST_WINDOW), offset + length]
             return b"".join(self._fetch(start, end) for start, end in pairwise(ends))
         pieces = []
-        with self._lock:
-            while length:
-                window = self._window_at(offset, length)
-                piece = window.data[offset - window.start : offset - window.start + length]
-                pieces.append(piece)
-                offset += len(piece)
-                length -= len(piece)
+        while length:
+            window = self._window_at(offset, length)
+            data = window.data.result()
+            piece = data[offset - window.start : offset - window.start + length]
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
@@ -425,25 +434,36 @@ class RemoteFile(ClosedAtEnd):
                 self._copy = None
 
     def _window_at(self, offset: int, length: int) -> _Window:
-        """Return a window that holds the byte at `offset`, fetched if there is none."""
-        for number, window in enumerate(self._windows):
-            if window.start <= offset < window.end:
-                self._windows.append(self._windows.pop(number))
-                return window
-        start, end = 0, self.size
-        if self.size > _WHOLE:
-            start, end = self._next_range(offset, length)
-        window = _Window(start, self._fetch(start, end))
-        del self._windows[: max(0, len(self._windows) - _MOST_WINDOWS + 1)]
-        self._windows.append(window)
+        """Return a window that holds the byte at `offset`; another thread may be fetching it."""
+        with self._lock:
+            for number, window in enumerate(self._windows):
+                if window.start <= offset < window.end:
+                    self._windows.append(self._windows.pop(number))
+                    return window
+            window = _Window(*self._next_range(offset, length), Future())
+            del self._windows[: max(0, len(self._windows) - _MOST_WINDOWS + 1)]
+            self._windows.append(window)
+        try:
+            window.data.set_result(self._fetch(window.start, window.end))
+        except BaseException as error:
+            with self._lock, suppress(ValueError):  # it may have had to make room
+                self._windows.remove(window)
+            window.data.set_exception(error)
+            raise
         return window
 
     def _next_range(self, offset: int, length: int) -> tuple[int, int]:
+        """Return (start, end) of a window to be fetched for `length` bytes at `offset`."""
+        if self.size <= _WHOLE:
+            return 0, self.size
         ahead = _SMALLEST_WINDOW
+        end = self.size
         for window in self._windows:
             if 0 <= offset - window.end <= _LARGEST_GAP:
-                ahead = max(ahead, min(2 * len(window.data), _LARGEST_WINDOW))
-        end = min(offset + max(length, ahead), self.size)
+                ahead = max(ahead, min(2 * (window.end - window.start), _LARGEST_WINDOW))
+            if window.start > offset:  # what it holds is not fetched twice
+                end = min(end, window.start)
+        end = min(offset + max(length, ahead), end)
         if end == self.size:  # the end of a table is read backwards
             offset = max(0, min(offset, self.size - _SMALLEST_WINDOW))
         return offset, end
@@ -559,14 +579,33 @@ class RemoteFile(ClosedAtEnd):
         """
         found = self._ask()
         self._checked = time.monotonic()
-        for key in _FINGERPRINT:
-            if key in found and key in self._info and found[key] != self._info[key]:
-                raise _changed(self.name)
+        if _differ(found, self._info):
+            raise _changed(self.name)
 
 
 _SHARED = threading.Lock()
 
+
+def _differ(one: dict[str, object], other: dict[str, object]) -> bool:
+    """Whether two answers about a path are about different files."""
+    return any(one[key] != other[key] for key in _FINGERPRINT if key in one and key in other)
+
+
 # -- writing --------------------------------------------------------------------------------------
+
+
+def check_writable_remote(url: str) -> None:
+    """Check that a file system is not one that can only be read.
+
+    Raises:
+        OutputError: it is.
+    """
+    scheme = scheme_of(url)
+    if scheme in _READ_ONLY:
+        raise OutputError(
+            f"'{url}' cannot be written: {scheme}:// is for reading alone; write to a local "
+            "path or to an object store (gs://, s3:// ...)"
+        )
 
 
 class RemoteOutput(OutputFile):
@@ -584,19 +623,19 @@ class RemoteOutput(OutputFile):
             OutputError: nothing can be written there, or not into the temporary directory.
             MissingDependencyError: what writes there is not installed.
         """
-        scheme = scheme_of(url)
-        if scheme in _READ_ONLY:
-            raise OutputError(
-                f"'{url}' cannot be written: {scheme}:// is for reading alone; write to a local "
-                "path or to an object store (gs://, s3:// ...)"
-            )
-        self._system, self._remote = file_system(url)
-        self._atomic = scheme in _ATOMIC
+        check_writable_remote(url)
+        self._system, _ = file_system(url)
+        self._atomic = scheme_of(url) in _ATOMIC
         super().__init__(os.path.join(tempfile.gettempdir(), split(url)[1]))
         self.path = url
 
     def sync(self) -> None:
         """Do nothing: a temporary file need not outlive a power cut."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the file has appeared; True as well where that could not be found out."""
+        return self._placed
 
     def place(self, *, replace: bool) -> None:
         """Upload the file; it appears under its name when all of it is there.
@@ -608,37 +647,69 @@ class RemoteOutput(OutputFile):
         Raises:
             OutputError: that failed; what was there before is untouched.
         """
-        self._check_free(replace=replace)
-        folder, _, name = self._remote.rpartition("/")
-        there = self._remote
-        if not self._atomic:
-            there = f"{folder}/.{name[:100]}.{secrets.token_hex(8)}"
+        _, final = file_system(self.path)
+        before = self._find(final)
+        self._check_free(before, replace=replace)
+        folder, _, name = final.rpartition("/")
+        there = final if self._atomic else f"{folder}/.{name[:100]}.{secrets.token_hex(8)}"
         try:
             if folder.strip("/") and not self._atomic:
                 self._system.makedirs(folder, exist_ok=True)
             self._system.put_file(self.working_path, there)
-            self._system.invalidate_cache()
             self._check_size(there)
             if not self._atomic:
-                self._check_free(replace=replace)
-                self._rename(there, self._remote)
+                self._check_free(self._find(final), replace=replace)
+                self._rename(there, final)
         except BaseException as error:
-            if not self._atomic:
+            arrived = self._has_arrived(final, before)
+            self._placed = arrived is not False
+            if not self._atomic or (before is None and not self._placed):
                 with suppress(Exception):  # the first fault is the one to tell
                     self._system.rm_file(there)
-            if isinstance(error, CompatRestoreError) or not isinstance(error, Exception):
-                raise
-            raise _Diagnosis.of(error).output_error(self.path) from error
+            # An answer that was lost on its way does not make the upload fail.
+            if not arrived or not isinstance(error, Exception):
+                if isinstance(error, CompatRestoreError) or not isinstance(error, Exception):
+                    raise
+                raise _Diagnosis.of(error).output_error(self.path) from error
+        self._placed = True
         self.close()
 
-    def _check_free(self, *, replace: bool) -> None:
-        if not replace and is_there(self.path):
+    def _find(self, path: str) -> dict[str, object] | None:
+        """Return what is known of a file; None if there is none that may be seen.
+
+        Raises:
+            OutputError: that cannot be found out.
+        """
+        try:
+            self._system.invalidate_cache()
+            return self._system.info(path)
+        except Exception as error:
+            diagnosis = _Diagnosis.of(error)
+            if diagnosis.fault in (_Fault.MISSING, _Fault.REFUSED):
+                return None
+            raise diagnosis.output_error(self.path) from error
+
+    def _check_free(self, found: dict[str, object] | None, *, replace: bool) -> None:
+        if found is not None and not replace:
             raise OutputError(
                 f"'{self.path}' exists already, or appeared while it was being written: is another "
                 "program writing the same checkpoint? Nothing was changed"
             )
 
+    def _has_arrived(self, final: str, before: dict[str, object] | None) -> bool | None:
+        """Whether the file stands in its place after a fault; None if that cannot be found out."""
+        try:
+            found = self._find(final)
+        except OutputError:
+            return None
+        return (
+            found is not None
+            and found.get("size") == os.fstat(self.descriptor).st_size
+            and (before is None or _differ(found, before))
+        )
+
     def _check_size(self, there: str) -> None:
+        self._system.invalidate_cache()
         found, written = self._system.info(there).get("size"), os.fstat(self.descriptor).st_size
         if found != written:
             raise OutputError(
