@@ -20,7 +20,6 @@ its own key (`slices.py`).
 from __future__ import annotations
 
 import re
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -170,7 +169,7 @@ class BundleReader(CheckpointReader):
         self._slices: dict[bytes, BundleEntry] = {}
         self._shards = 0
         self._big_endian = False
-        with closing(open_source(f"{prefix}.index")) as index:
+        with open_source(f"{prefix}.index") as index:
             self._load(index)
         try:
             self._check_data_files()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compat_restore.checkpoint.remote import RemoteFile
+
 __all__ = [
     "ByteSource",
     "ClosedAtEnd",
@@ -103,7 +105,7 @@ def local_path(path: str) -> str | None:
     return path if here else None
 
 
-def open_source(path: str) -> ByteSource:
+def open_source(path: str) -> LocalFile | RemoteFile:
     """Open a file for reading.
 
     Raises:

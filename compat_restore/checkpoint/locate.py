@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ def read_state_file(path: str) -> str | None:
 
     The file is a text protocol buffer, `CheckpointState`.
     """
-    with closing(open_source(path)) as file:
+    with open_source(path) as file:
         text = file.read(0, min(file.size, _LONGEST_STATE_FILE)).decode(errors="replace")
     match = _STATE_LINE.search(text)
     return _unescape(match[1][1:-1]) if match else None
@@ -339,7 +339,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _head(path: str) -> bytes:
-    with closing(open_source(path)) as file:
+    with open_source(path) as file:
         return file.read(0, min(file.size, 64))
 
 
@@ -348,7 +348,7 @@ def _ends_as_table(path: str) -> bool:
     try:
         if not is_regular_file(path):
             return False
-        with closing(open_source(path)) as file:
+        with open_source(path) as file:
             return file.size >= size and file.read(file.size - size, size) == MAGIC
     except InputError:  # a neighbour that may not be read is no candidate
         return False
