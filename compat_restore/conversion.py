@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.destination import check_destination, create_writer, kind_of
+from compat_restore.checkpoint.files import identity
 from compat_restore.checkpoint.slices import consecutive
 from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import PreservationError, UsageError
@@ -191,20 +192,12 @@ def _check_apart(reader: CheckpointReader, destination: str) -> None:
     Raises:
         UsageError: one of them is read from, be it by another path or through a link.
     """
-    inputs = {(status.st_dev, status.st_ino) for path in reader.files() if (status := _stat(path))}
+    inputs = {found for path in reader.files() if (found := identity(path))}
     for path in (destination, *check_destination(destination, overwrite=True)):
-        status = _stat(path)
-        if status and (status.st_dev, status.st_ino) in inputs:
+        if identity(path) in inputs:
             raise UsageError(
                 f"'{path}' is read from: an input is never written to; choose another name"
             )
-
-
-def _stat(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
 
 
 def _contents(

@@ -19,7 +19,6 @@ its own key (`slices.py`).
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,7 +26,14 @@ from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.copying import check_tensors, read_checked
-from compat_restore.checkpoint.files import LocalFile, is_regular_file
+from compat_restore.checkpoint.files import (
+    absolute,
+    is_regular_file,
+    join,
+    listing,
+    open_source,
+    split,
+)
 from compat_restore.checkpoint.object_graph import ObjectGraph
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 from compat_restore.checkpoint.slices import (
@@ -58,6 +64,7 @@ from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from compat_restore.checkpoint.files import ByteSource
     from compat_restore.tensors import Array, Shape, Slice
 
 __all__ = [
@@ -156,13 +163,13 @@ class BundleReader(CheckpointReader):
         """
         self.path = prefix
         self.notes = tuple(notes)
-        self._files: dict[int, LocalFile] = {}
+        self._files: dict[int, ByteSource] = {}
         self._closed = False
         self._entries: dict[str, BundleEntry] = {}
         self._slices: dict[bytes, BundleEntry] = {}
         self._shards = 0
         self._big_endian = False
-        with LocalFile(f"{prefix}.index") as index:
+        with open_source(f"{prefix}.index") as index:
             self._load(index)
         try:
             self._check_data_files()
@@ -272,7 +279,7 @@ class BundleReader(CheckpointReader):
 
     # -- opening ---------------------------------------------------------------------------------
 
-    def _load(self, index: LocalFile) -> None:
+    def _load(self, index: ByteSource) -> None:
         if index.size == 0:
             raise DamagedCheckpointError(
                 f"'{index.name}' is empty: the index was never written; is there another copy?"
@@ -297,7 +304,7 @@ class BundleReader(CheckpointReader):
                     f"'{index.name}' has a malformed entry for {key!r}: {error}"
                 ) from None
 
-    def _decode_header(self, index: LocalFile, data: bytes) -> None:
+    def _decode_header(self, index: ByteSource, data: bytes) -> None:
         try:
             for number, _, payload in wire.fields(data):
                 if number == 1:
@@ -349,9 +356,9 @@ class BundleReader(CheckpointReader):
                 )
 
     def _missing_message(self, missing: list[str]) -> str:
-        folder, stem = os.path.split(self.path)
+        folder, stem = split(self.path)
         pattern = re.compile(re.escape(stem) + r"\.data-\d{5}-of-\d{5}")
-        others = sorted(n for n in os.listdir(folder or ".") if pattern.fullmatch(n))
+        others = sorted(n for n in listing(folder) if pattern.fullmatch(n))
         message = (
             f"'{self.path}.index' is there, but not the weights: "
             + ", ".join(f"'{name}'" for name in missing)
@@ -421,8 +428,8 @@ class BundleReader(CheckpointReader):
         one has its namesake, of the same bytes, in another. (Elsewhere two equal variables of one
         name are two variables: zero biases, a network and its target network.)
         """
-        folder, stem = os.path.split(os.path.abspath(self.path))
-        saved_model = os.path.join(os.path.dirname(folder), "saved_model.pb")
+        folder, stem = split(absolute(self.path))
+        saved_model = join(split(folder)[0], "saved_model.pb")
         if stem != "variables" or not is_regular_file(saved_model):
             return {}
         branches: dict[str, dict[str, str]] = {}
@@ -450,13 +457,13 @@ class BundleReader(CheckpointReader):
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def _file(self, shard: int) -> LocalFile:
+    def _file(self, shard: int) -> ByteSource:
         if self._closed:
             raise UsageError(
                 f"checkpoint '{self.path}' is closed: read before the `with` statement ends"
             )
         if shard not in self._files:
-            self._files[shard] = LocalFile(data_file(self.path, shard, self._shards))
+            self._files[shard] = open_source(data_file(self.path, shard, self._shards))
         return self._files[shard]
 
     def _place(self, entry: BundleEntry) -> StoredTensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,24 @@ from compat_restore.checkpoint.copying import (
     copy_tensors,
     shares_blocks,
 )
-from compat_restore.checkpoint.output import OutputFile, output_error, remove, sync_directory
+from compat_restore.checkpoint.files import (
+    absolute,
+    is_directory,
+    is_regular_file,
+    is_there,
+    is_url,
+    join,
+    listing,
+    local_path,
+    split,
+)
+from compat_restore.checkpoint.output import (
+    check_writable,
+    create_output,
+    output_error,
+    remove,
+    sync_directory,
+)
 from compat_restore.checkpoint.slices import slice_key
 from compat_restore.checkpoint.strings import encode_strings
 from compat_restore.checkpoint.table import TableBuilder
@@ -34,6 +50,7 @@ from compat_restore.checkpoint.writer import CheckpointWriter
 from compat_restore.errors import (
     DamagedCheckpointError,
     DamagedTensorsError,
+    InputError,
     OutputError,
     faults_of,
 )
@@ -43,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compat_restore.checkpoint.files import ByteSource
+    from compat_restore.checkpoint.output import OutputFile
     from compat_restore.checkpoint.reader import StoredTensor
     from compat_restore.checkpoint.writer import Content
     from compat_restore.tensors import Array, Shape
@@ -60,10 +78,11 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there are some and `overwrite` is not set, or no bundle can have this prefix.
     """
-    if not os.path.basename(prefix) or os.path.isdir(prefix):
+    check_writable(prefix)
+    if not split(prefix)[1] or is_directory(prefix):
         raise OutputError(
             f"'{prefix}' is {'a directory' if prefix else 'no name'}; a prefix for the files is "
-            f"expected, such as '{os.path.join(prefix, 'model.ckpt')}'"
+            f"expected, such as '{join(prefix, 'model.ckpt')}'"
         )
     old = _existing(prefix)
     if old and not overwrite:
@@ -72,7 +91,7 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
             "choose another name, or overwrite it with overwrite=True (--overwrite)"
         )
     for path in old:
-        if not os.path.islink(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        if not is_url(path) and not os.path.islink(path) and not is_regular_file(path):
             raise OutputError(
                 f"'{path}' is no regular file, and stands where one of the checkpoint's would; "
                 "choose another name"
@@ -81,16 +100,14 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
 
 
 def _existing(prefix: str) -> tuple[str, ...]:
-    folder, stem = os.path.split(os.path.abspath(prefix))
+    folder, stem = split(absolute(prefix))
     found = [path for path in (f"{prefix}.index", prefix, f"{prefix}.meta") if _exists(path)]
     try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise output_error(prefix, error) from error
+        names = listing(folder)
+    except InputError as error:
+        raise OutputError(f"'{prefix}' cannot be written: {error}; nothing was changed") from error
     found += [
-        os.path.join(folder, name)
+        join(folder, name)
         for name in names
         if name.startswith(stem) and _DATA_NAME.fullmatch(name[len(stem) :])
     ]
@@ -130,21 +147,22 @@ class BundleWriter(CheckpointWriter):
             OutputError: there is a checkpoint already and `overwrite` is not set, or the place
                 cannot be written to.
         """
+        prefix = local_path(prefix) or prefix
         self.path = prefix
         self.format = "V2 tensor bundle"
         self._old = check_destination(prefix, overwrite=overwrite)
-        self._folder = os.path.dirname(os.path.abspath(prefix))
+        self._folder = split(absolute(prefix))[0]
         self._largest = max_shard_size
         self._entries: dict[bytes, BundleEntry] = {}
         self._shards: list[OutputFile] = []
-        self._index = OutputFile(f"{prefix}.index")
+        self._index = create_output(f"{prefix}.index")
 
     def write(self, contents: Sequence[Content], *, verify: bool = True) -> None:
         """Write all tensors: what can be copied first, in the order of its files."""
         copied: list[_Piece] = []
         decoded: list[Content] = []
         names: set[bytes] = set()
-        self._shards.append(OutputFile(data_file(self.path, 0, 1)))
+        self._shards.append(create_output(data_file(self.path, 0, 1)))
         for content in contents:
             key = self._key(content.name)
             if key in names:
@@ -189,7 +207,7 @@ class BundleWriter(CheckpointWriter):
         while count in taken:
             count += 1
         while len(self._shards) < count:
-            self._shards.append(OutputFile(data_file(self.path, len(self._shards), count)))
+            self._shards.append(create_output(data_file(self.path, len(self._shards), count)))
         self._write_index(count)
         for number, shard in enumerate(self._shards):
             shard.path = data_file(self.path, number, count)
@@ -304,7 +322,7 @@ class BundleWriter(CheckpointWriter):
                 f"'{self.path}' would take more than {_MOST_SHARDS} data files of "
                 f"{self._largest} bytes; allow larger ones"
             )
-        self._shards.append(OutputFile(data_file(self.path, len(self._shards), 1)))
+        self._shards.append(create_output(data_file(self.path, len(self._shards), 1)))
 
     def _stored_value(self, entry: BundleEntry) -> Array | bytes:
         data = self._shards[entry.shard].read(entry.offset, entry.size)
@@ -366,4 +384,4 @@ def _follows(before: StoredTensor | None, piece: StoredTensor) -> bool:
 
 
 def _exists(path: str) -> bool:
-    return os.path.lexists(path) and not os.path.isdir(path)
+    return is_there(path) and not is_directory(path)

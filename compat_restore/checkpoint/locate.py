@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint.files import LocalFile, is_regular_file
+from compat_restore.checkpoint.files import (
+    can_be_listed,
+    is_directory,
+    is_regular_file,
+    is_url,
+    join,
+    listing,
+    local_path,
+    open_source,
+    scheme_of,
+    split,
+)
 from compat_restore.checkpoint.table import MAGIC
 from compat_restore.errors import (
     CheckpointFormatError,
@@ -35,6 +47,8 @@ _STATE_LINE = re.compile(r'\s*model_checkpoint_path\s*:\s*("(?:[^"\\]|\\.)*"|\'(
 _LONGEST_STATE_FILE = 16 << 20
 _DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _SHARD_FILE = re.compile(r"(?P<stem>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
+# What stands beside checkpoints; on a server each file that is looked into costs two round trips.
+_NO_TABLE = re.compile(r".+\.(?:meta|pb|pbtxt|json|txt)|events\.out\.tfevents\..+")
 _OUR_SUFFIXES = (".index", ".meta")
 
 # What people take for a checkpoint: (first bytes, what it is, what to do).
@@ -73,20 +87,24 @@ def locate(path: str) -> Location:
         CheckpointNotFoundError: there is none, or only a part of one.
         CheckpointFormatError: what is there is no checkpoint.
         DamagedCheckpointError: an empty file.
+        InputError: what is there may not be read, or cannot be reached.
+        UsageError, MissingDependencyError: a URL of a protocol that is unknown, or not installed.
     """
-    if os.path.isdir(path) and not is_regular_file(f"{path.rstrip('/')}.index"):
+    path = local_path(path) or path
+    if is_directory(path) and not is_regular_file(f"{path.rstrip('/')}.index"):
         return _in_directory(path)
     if is_regular_file(f"{path}.index"):
         return _bundle(path)
     if found := _from_part(path):
         return found
-    folder, name = os.path.split(path)
+    folder, name = split(path)
     if name in _NAMING_FILES and is_regular_file(path) and not _ends_as_table(path):
         return _in_directory(folder or ".")
     if is_regular_file(path):
         return _file(path)
     if shards := _v1_shards(path):
         return shards
+    _check_allowed(path)
     raise CheckpointNotFoundError(_not_found_message(path))
 
 
@@ -95,7 +113,7 @@ def read_state_file(path: str) -> str | None:
 
     The file is a text protocol buffer, `CheckpointState`.
     """
-    with LocalFile(path) as file:
+    with open_source(path) as file:
         text = file.read(0, min(file.size, _LONGEST_STATE_FILE)).decode(errors="replace")
     match = _STATE_LINE.search(text)
     return _unescape(match[1][1:-1]) if match else None
@@ -119,7 +137,7 @@ def _unescape(text: str) -> str:
 
 
 def _bundle(prefix: str, notes: tuple[str, ...] = ()) -> Location:
-    if is_regular_file(prefix) and _ends_as_table(prefix):
+    if _ends_as_table(prefix):
         note = (
             f"'{prefix}' is a V1 checkpoint beside the V2 checkpoint of the same name, and may "
             "hold other weights: the V2 one is taken, as TensorFlow does; move the V1 file to "
@@ -172,7 +190,7 @@ def _v1_shards(path: str) -> Location | None:
     """Return the sharded V1 checkpoint that a glob or a bare prefix means."""
     if match := _SHARD_FILE.fullmatch(path):
         return _shard_set(match["stem"], int(match["count"]))
-    folder, stem = os.path.split(path)
+    folder, stem = split(path)
     counts = {
         int(match["count"])
         for name in _listing(folder)
@@ -200,25 +218,31 @@ def _shard_set(stem: str, count: int) -> Location | None:
 
 
 def _in_directory(folder: str) -> Location:
-    if is_regular_file(os.path.join(folder, "saved_model.pb")) or is_regular_file(
-        os.path.join(folder, "saved_model.pbtxt")
+    if is_regular_file(join(folder, "saved_model.pb")) or is_regular_file(
+        join(folder, "saved_model.pbtxt")
     ):
-        prefix = os.path.join(folder, "variables", "variables")
+        prefix = join(folder, "variables", "variables")
         if is_regular_file(f"{prefix}.index"):
             return _bundle(prefix, (f"the variables of the SavedModel '{folder}'",))
         raise CheckpointNotFoundError(
             f"'{folder}' is a SavedModel without variables: '{prefix}.index' is missing"
         )
-    state = os.path.join(folder, _STATE_FILE)
+    state = join(folder, _STATE_FILE)
     candidates = _checkpoints_in(folder)
     if is_regular_file(state) and (named := read_state_file(state)):
         return _from_state(folder, named, candidates)
     if len(candidates) == 1:
-        return locate(os.path.join(folder, candidates[0]))
+        return locate(join(folder, candidates[0]))
     if candidates:
         raise CheckpointNotFoundError(
             f"directory '{folder}' has no `checkpoint` file, and {len(candidates)} checkpoints: "
             f"name one of {_listed(candidates)}"
+        )
+    if not can_be_listed(folder):
+        raise CheckpointNotFoundError(
+            f"'{folder}' has no `checkpoint` file, and directories cannot be listed over "
+            f"{scheme_of(folder)}://: name the checkpoint's prefix or one of its files, such as "
+            f"'{join(folder, 'model.ckpt')}'"
         )
     lost = sorted({m["prefix"] for name in _listing(folder) if (m := _DATA_FILE.fullmatch(name))})
     if lost:
@@ -231,17 +255,16 @@ def _in_directory(folder: str) -> Location:
 
 def _from_state(folder: str, named: str, candidates: list[str]) -> Location:
     """Return the checkpoint that a state file names: where it says, or else beside the file."""
-    beside = os.path.join(folder, os.path.basename(named))
-    tried = [os.path.join(folder, named), beside]
-    for number, path in enumerate(dict.fromkeys(tried)):
+    beside = join(folder, os.path.basename(named))
+    meant = _meant(folder, named)
+    for path in dict.fromkeys(path for path in (meant, beside) if path is not None):
         if os.path.basename(path) not in _NAMING_FILES and _is_there(path):
             found = locate(path)
-            if number == 0:
+            if path == meant:
                 return found
-            note = (
-                f"the state file '{os.path.join(folder, _STATE_FILE)}' names '{named}', which is "
-                f"not there; '{beside}' was taken"
-            )
+            state = join(folder, _STATE_FILE)
+            lost = "is on another machine" if meant is None else "is not there"
+            note = f"the state file '{state}' names '{named}', which {lost}; '{beside}' was taken"
             return Location(found.version, found.path, found.files, (*found.notes, note))
     data = [
         name for name in _listing(folder) if name.startswith(f"{os.path.basename(named)}.data-")
@@ -254,9 +277,23 @@ def _from_state(folder: str, named: str, candidates: list[str]) -> Location:
         else ("the directory holds no other")
     )
     raise CheckpointNotFoundError(
-        f"the state file '{os.path.join(folder, _STATE_FILE)}' names the checkpoint '{named}', "
+        f"the state file '{join(folder, _STATE_FILE)}' names the checkpoint '{named}', "
         f"which is neither there nor beside it; {there}"
     )
+
+
+def _meant(folder: str, named: str) -> str | None:
+    """Return the path that a state file in `folder` names; None if it is not to be followed.
+
+    A file that was downloaded leads to no server, and one of a server to no file here and to no
+    other server.
+    """
+    if not is_url(folder):
+        return None if is_url(named) else join(folder, named)
+    server = folder[: folder.index("://") + 3] + folder.split("://", 1)[1].split("/", 1)[0] + "/"
+    if named.startswith(server):
+        return named
+    return None if scheme_of(named) or named.startswith("/") else join(folder, named)
 
 
 def _indexless(prefix: str, data: list[str]) -> str:
@@ -267,15 +304,7 @@ def _indexless(prefix: str, data: list[str]) -> str:
 
 
 def _is_there(path: str) -> bool:
-    return (
-        is_regular_file(path)
-        or is_regular_file(f"{path}.index")
-        or _v1_shards_or_none(path) is not None
-    )
-
-
-def _v1_shards_or_none(path: str) -> Location | None:
-    return _v1_shards(path) if os.path.isdir(os.path.dirname(path) or ".") else None
+    return is_regular_file(path) or is_regular_file(f"{path}.index") or _v1_shards(path) is not None
 
 
 def _checkpoints_in(folder: str) -> list[str]:
@@ -292,15 +321,15 @@ def _checkpoints_in(folder: str) -> list[str]:
         elif match := _SHARD_FILE.fullmatch(name):
             if not _DATA_FILE.fullmatch(name):
                 found.add(f"{match['stem']}-?????-of-{match['count']}")
-        elif _ends_as_table(os.path.join(folder, name)):
+        elif not _NO_TABLE.fullmatch(name) and _ends_as_table(join(folder, name)):
             found.add(name)
     return sorted(found, key=sort_key)
 
 
 def _listing(folder: str) -> list[str]:
     try:
-        return sorted(os.listdir(folder or "."))
-    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return listing(folder)
+    except InputError:  # what may not be listed may hold what can be read
         return []
 
 
@@ -310,30 +339,47 @@ def _listed(names: list[str]) -> str:
 
 
 def _head(path: str) -> bytes:
-    with LocalFile(path) as file:
+    with open_source(path) as file:
         return file.read(0, min(file.size, 64))
 
 
 def _ends_as_table(path: str) -> bool:
-    if not is_regular_file(path):
-        return False
     size = len(MAGIC)
     try:
-        with LocalFile(path) as file:
+        if not is_regular_file(path):
+            return False
+        with open_source(path) as file:
             return file.size >= size and file.read(file.size - size, size) == MAGIC
     except InputError:  # a neighbour that may not be read is no candidate
         return False
 
 
+def _check_allowed(path: str) -> None:
+    """Check that what is not found is not there, rather than withheld.
+
+    Raises:
+        InputError: a server refuses it.
+    """
+    for name in (path, f"{path}.index") if is_url(path) else ():
+        with suppress(CheckpointNotFoundError):
+            open_source(name).close()
+
+
 def _not_found_message(path: str) -> str:
-    folder, stem = os.path.split(path)
-    if folder and not os.path.isdir(folder):
+    if not can_be_listed(path):
+        return (
+            f"no checkpoint '{path}': the server has neither '{path}' nor '{path}.index', and "
+            f"directories cannot be listed over {scheme_of(path)}://; name the whole prefix or "
+            "one of the files (a directory with a state file ends in '/')"
+        )
+    folder, stem = split(path)
+    if folder and not is_directory(folder):
         return f"no checkpoint '{path}': the directory '{folder}' is missing"
     data = [name for name in _listing(folder) if name.startswith(f"{stem}.data-")]
     if match := _DATA_FILE.fullmatch(path):
         data, stem = [os.path.basename(path)], os.path.basename(match["prefix"])
     if data:
-        return _indexless(os.path.join(folder, stem), data)
+        return _indexless(join(folder, stem), data)
     candidates = _checkpoints_in(folder or ".")
     near = nearest(stem, candidates) or tuple(candidates[:3])
     if near:

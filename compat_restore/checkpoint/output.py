@@ -11,10 +11,17 @@ import os
 import secrets
 from contextlib import suppress
 
-from compat_restore.checkpoint.files import ClosedAtEnd
+from compat_restore.checkpoint.files import ClosedAtEnd, is_url, local_path
 from compat_restore.errors import OutputError
 
-__all__ = ["OutputFile", "output_error", "remove", "sync_directory"]
+__all__ = [
+    "OutputFile",
+    "check_writable",
+    "create_output",
+    "output_error",
+    "remove",
+    "sync_directory",
+]
 
 _FLUSH_EVERY = 8 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -48,7 +55,7 @@ class OutputFile(ClosedAtEnd):
             self._descriptor = self._open()
         except OSError as error:
             self.close()
-            raise output_error(path, error) from error
+            raise self._failed(error) from error
 
     @property
     def descriptor(self) -> int:
@@ -83,7 +90,7 @@ class OutputFile(ClosedAtEnd):
                 os.posix_fallocate(self._descriptor, 0, size)
             except OSError as error:
                 if error.errno in _FULL:
-                    raise output_error(self.path, error) from error
+                    raise self._failed(error) from error
                 # Another error: this file system has no such service, and can do without.
 
     def write(self, data: bytes | memoryview) -> None:
@@ -109,7 +116,7 @@ class OutputFile(ClosedAtEnd):
             while done < len(data):
                 done += os.pwrite(self._descriptor, memoryview(data)[done:], offset + done)
         except OSError as error:
-            raise output_error(self.path, error) from error
+            raise self._failed(error) from error
 
     def begin_flush(self, offset: int, length: int) -> None:
         """Let the system begin to bring a range to the disk, so that `sync` has less to wait for.
@@ -132,7 +139,7 @@ class OutputFile(ClosedAtEnd):
             try:
                 piece = os.pread(self._descriptor, length, offset)
             except OSError as error:
-                raise output_error(self.path, error) from error
+                raise self._failed(error) from error
             if not piece:
                 raise OutputError(f"'{self.path}' ends at byte {offset} when it is read back")
             pieces.append(piece)
@@ -149,7 +156,7 @@ class OutputFile(ClosedAtEnd):
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise output_error(self.path, error) from error
+            raise self._failed(error) from error
 
     def place(self, *, replace: bool) -> None:
         """Make the file appear under its name, in one moment; its bytes are on the disk before.
@@ -179,7 +186,7 @@ class OutputFile(ClosedAtEnd):
                 "the same checkpoint? Nothing was changed"
             ) from error
         except OSError as error:
-            raise output_error(self.path, error) from error
+            raise self._failed(error) from error
         self._placed = True
         self._made.clear()
         with suppress(OSError):  # all is written; nothing is left to go wrong with it
@@ -200,6 +207,9 @@ class OutputFile(ClosedAtEnd):
         while self._made:
             with suppress(OSError):  # somebody else's file is in it by now
                 os.rmdir(self._made.pop())
+
+    def _failed(self, error: OSError) -> OutputError:
+        return output_error(self.path, error)
 
     def _make_folders(self) -> None:
         missing = []
@@ -252,6 +262,33 @@ class OutputFile(ClosedAtEnd):
                 os.close(folder)
 
 
+def create_output(path: str) -> OutputFile:
+    """Begin a file, at a local path or at a URL.
+
+    Raises:
+        OutputError: the place cannot be written to.
+        MissingDependencyError: it is a URL, and what writes there is not installed.
+    """
+    local = local_path(path)
+    if local is not None:
+        return OutputFile(local)
+    from compat_restore.checkpoint.remote import RemoteOutput
+
+    return RemoteOutput(path)
+
+
+def check_writable(path: str) -> None:
+    """Check that files can be made where `path` stands, as far as its protocol tells.
+
+    Raises:
+        OutputError: nothing is ever written there (`https://` ...).
+    """
+    if is_url(path):
+        from compat_restore.checkpoint.remote import check_writable_remote
+
+        check_writable_remote(path)
+
+
 def output_error(path: str, error: OSError) -> OutputError:
     """Return the error that tells somebody why a file cannot be written."""
     return OutputError(
@@ -261,16 +298,23 @@ def output_error(path: str, error: OSError) -> OutputError:
 
 def remove(path: str) -> None:
     """Remove a file that nothing names any more; one that cannot be removed is in nobody's way."""
+    if is_url(path):
+        from compat_restore.checkpoint.remote import remove_remote
+
+        remove_remote(path)
+        return
     with suppress(OSError):
         os.unlink(path)
 
 
 def sync_directory(path: str) -> None:
-    """Wait until the names in a directory are on the disk.
+    """Wait until the names in a directory are on the disk; elsewhere nothing is waited for.
 
     Raises:
         OSError: they do not get there.
     """
+    if is_url(path):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
-from compat_restore.checkpoint.files import LocalFile
+from compat_restore.checkpoint.files import open_source
 from compat_restore.checkpoint.reader import CheckpointReader
 from compat_restore.checkpoint.slices import check_tiling, decode_shape, decode_slice, slice_key
 from compat_restore.checkpoint.table import TableReader
@@ -30,6 +30,7 @@ from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from compat_restore.checkpoint.files import ByteSource
     from compat_restore.tensors import Array, Shape, Slice
 
 __all__ = ["V1Reader"]
@@ -79,13 +80,13 @@ class V1Reader(CheckpointReader):
         """
         self.path = path
         self.notes = tuple(notes)
-        self._sources: list[LocalFile] = []
+        self._sources: list[ByteSource] = []
         self._tables: list[TableReader] = []
         self._shapes: dict[str, tuple[DType, Shape]] = {}
         self._parts: dict[str, list[_Part]] = {}
         try:
             for number, name in enumerate(files):
-                source = LocalFile(name)
+                source = open_source(name)
                 self._sources.append(source)
                 self._tables.append(TableReader(source))
                 self._load(number)
