@@ -320,6 +320,40 @@ def test_trap_24_a_writer_killed_at_any_writing_call_leaves_one_whole_checkpoint
     assert number > 15
 
 
+def test_where_files_have_neither_no_name_nor_two_a_rename_puts_them_in_place(
+    tmp_path, monkeypatch
+):
+    def unlinked(*_args, **_options):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    monkeypatch.setattr(os, "link", unlinked)
+    write(tmp_path / "new" / "m", ONE)
+    assert contents(tmp_path / "new" / "m") == lists(ONE)
+    write(tmp_path / "new" / "m", TWO, overwrite=True)
+    assert contents(tmp_path / "new" / "m") == lists(TWO)
+    (tmp_path / "new" / "n.index").write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists already"):
+        write(tmp_path / "new" / "n", ONE)
+    assert not [name for name in os.listdir(tmp_path / "new") if name.startswith(".")]
+
+
+def test_where_files_have_no_second_name_one_that_appears_meanwhile_is_not_replaced(
+    tmp_path, monkeypatch
+):
+    def unlinked(*_args, **_options):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    monkeypatch.setattr(os, "link", unlinked)
+    with BundleWriter(str(tmp_path / "m")) as writer:
+        writer.write([of("w", ONE["a/w"])])
+        (tmp_path / "m.index").write_bytes(b"precious")
+        with pytest.raises(OutputError, match="appeared while"):
+            writer.finish()
+    assert snapshot(tmp_path) == {"m.index": b"precious"}
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 

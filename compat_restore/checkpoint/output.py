@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 _FLUSH_EVERY = 8 << 20
+# What file systems say that have no second names for a file (exFAT, some network drives).
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -170,13 +172,14 @@ class OutputFile(ClosedAtEnd):
         """
         self.sync()
         try:
+            for folder in self._made:
+                sync_directory(os.path.dirname(folder))
             if replace:
                 self._name_hidden()
                 os.replace(self._hidden, self.path)
                 self._named = False
             elif self._named:
-                os.link(self._hidden, self.path)
-                remove(self._hidden)
+                self._rename_to(self.path)
                 self._named = False
             else:
                 self._link_to(self.path)
@@ -245,6 +248,19 @@ class OutputFile(ClosedAtEnd):
         if not self._named:
             self._named = True  # before it is: a fault in between leaves something to remove
             self._link_to(self._hidden)
+
+    def _rename_to(self, path: str) -> None:
+        """Give the file its name, where no other has it."""
+        try:
+            os.link(self._hidden, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            os.rename(self._hidden, path)
+        else:
+            remove(self._hidden)
 
     def _link_to(self, path: str) -> None:
         # Python follows the link in /proc only when it is given a directory to start from.
