@@ -5,6 +5,10 @@ Each test first lets the peer fall in; should a new TensorFlow no longer do so, 
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -175,6 +179,25 @@ def test_trap_08_a_tf_keras_model_of_other_names_takes_nothing_in_silence(tmp_pa
     assert same(kernels(model)[0], numbers(2, 2))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(tf_keras, keras), (keras, tf_keras)], ids=["to keras3", "to tf_keras"]
+)
+def test_trap_09_an_object_based_checkpoint_of_the_other_keras_is_ported_as_a_file(
+    tmp_path, old, new
+):
+    source = two_dense(old, "fc", "head")
+    ckpt = tf.train.Checkpoint(model=source).save(str(tmp_path / "m"))
+    model = two_dense(new, "fc", "head")
+    before = kernels(model)
+    tf.train.Checkpoint(model=model).restore(ckpt).assert_nontrivial_match()
+    assert all(map(same, kernels(model), before))
+    fresh = tf.train.Checkpoint(model=model).write(str(tmp_path / "fresh"))
+    rules = cr.Rules(include=[".*kernel"], rename=[(r"(?:.*/)?(\w+/kernel)", r"\1")])
+    cr.convert(ckpt, tmp_path / "ported", rules, into=fresh)
+    tf.train.Checkpoint(model=model).restore(str(tmp_path / "ported")).expect_partial()
+    assert all(map(same, kernels(model), kernels(source)))
+
+
 def test_trap_10_assert_consumed_passes_with_unused_keys(tmp_path):
     ckpt = write(
         tmp_path / "m",
@@ -247,6 +270,67 @@ def chains(links: int, count: int) -> list:
             )
         ends.append(link)
     return ends
+
+
+OVER_AN_OLD_CHECKPOINT = """
+import resource, signal, sys
+import numpy as np
+
+ours, prefix, fatal = sys.argv[1] == "ours", sys.argv[2], sys.argv[3] == "killed"
+if ours:
+    import compat_restore as cr
+else:
+    import tensorflow as tf
+    tf.raw_ops.SaveV2(
+        prefix=prefix + "_new", tensor_names=["w"], shape_and_slices=[""],
+        tensors=[tf.constant(np.full(1000, 2, np.float32))],
+    )
+# The disk takes no more: an error, or the end of the process, when the index is to be written.
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fatal else signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    if ours:
+        cr.convert(prefix + "_source", prefix, overwrite=True)
+    else:
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=[prefix + "_new"], destination_prefix=prefix, delete_old_dirs=False
+        )
+except Exception as error:
+    sys.exit(str(error))
+"""
+
+
+def saving_fails(who: str, prefix: str, how: str) -> None:
+    """Write a new checkpoint over an old one in a process whose disk is full."""
+    command = [sys.executable, "-c", OVER_AN_OLD_CHECKPOINT, who, prefix, how]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert (done.returncode == -signal.SIGXFSZ) == (how == "killed"), done.stderr
+
+
+def value_of(prefix):
+    """Return what TensorFlow reads; None where it cannot."""
+    try:
+        return tf.train.load_checkpoint(prefix).get_tensor("w")[0]
+    except (tf.errors.OpError, ValueError, RuntimeError):
+        return None
+
+
+@pytest.mark.parametrize("how", ["killed", "disk full"])
+def test_traps_24_and_25_a_save_that_ends_while_the_index_is_written_loses_old_and_new(
+    tmp_path, how
+):
+    old = write(tmp_path / "m", {"w": np.full(1000, 1, np.float32)})
+    saving_fails("theirs", old, how)
+    assert value_of(old) is None
+
+    old = write(tmp_path / "o" / "m", {"w": np.full(1000, 1, np.float32)})
+    write(tmp_path / "o" / "m_source", {"w": np.full(1000, 2, np.float32)})
+    before = sorted(path.name for path in (tmp_path / "o").iterdir())
+    saving_fails("ours", old, how)
+    assert value_of(old) == 1
+    assert cr.verify_checkpoint(old).faults == ()
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == before
 
 
 def test_trap_26_initialisers_that_read_other_variables_run_in_no_order():
