@@ -20,7 +20,8 @@ def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
     Args:
         path: a prefix; one of the checkpoint's files (`.index`, `.data-...`, `.meta`, a V1 file or
             one of its shards, or the pattern `PREFIX-?????-of-NNNNN` of those); a directory with a
-            `checkpoint` state file or a single checkpoint in it; a SavedModel's directory.
+            `checkpoint` state file or a single checkpoint in it; a SavedModel's directory; a
+            safetensors file, or the index of a set of them; an npz file.
 
     Returns:
         A reader, to be closed or used in a `with` statement.
@@ -35,6 +36,14 @@ def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
         from compat_restore.checkpoint.bundle import BundleReader
 
         return BundleReader(location.path, location.notes)
+    if location.version == "safetensors":
+        from compat_restore.checkpoint.safetensors import SafetensorsReader
+
+        return SafetensorsReader(location.path, location.notes)
+    if location.version == "npz":
+        from compat_restore.checkpoint.npz import NpzReader
+
+        return NpzReader(location.path, location.notes)
     from compat_restore.checkpoint.v1 import V1Reader
 
     return V1Reader(location.path, location.files, location.notes)

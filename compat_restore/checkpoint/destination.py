@@ -42,13 +42,13 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
 
             return bundle_writer.check_destination(path, overwrite=overwrite)
         case "safetensors":
-            from compat_restore.checkpoint import safetensors
+            from compat_restore.checkpoint import safetensors_writer
 
-            return safetensors.check_destination(path, overwrite=overwrite)
+            return safetensors_writer.check_destination(path, overwrite=overwrite)
         case "npz":
-            from compat_restore.checkpoint import npz
+            from compat_restore.checkpoint import npz_writer
 
-            return npz.check_destination(path, overwrite=overwrite)
+            return npz_writer.check_destination(path, overwrite=overwrite)
         case "h5":
             from compat_restore.checkpoint import keras_h5
 
@@ -86,11 +86,11 @@ def create_writer(
 
             return BundleWriter(path, overwrite=overwrite, max_shard_size=max_shard_size)
         case "safetensors":
-            from compat_restore.checkpoint.safetensors import SafetensorsWriter
+            from compat_restore.checkpoint.safetensors_writer import SafetensorsWriter
 
             return SafetensorsWriter(path, overwrite=overwrite, max_shard_size=max_shard_size)
         case "npz":
-            from compat_restore.checkpoint.npz import NpzWriter
+            from compat_restore.checkpoint.npz_writer import NpzWriter
 
             return NpzWriter(path, overwrite=overwrite)
         case "h5":

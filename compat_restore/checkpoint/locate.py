@@ -50,11 +50,12 @@ _SHARD_FILE = re.compile(r"(?P<stem>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
 # What stands beside checkpoints; on a server each file that is looked into costs two round trips.
 _NO_TABLE = re.compile(r".+\.(?:meta|pb|pbtxt|json|txt)|events\.out\.tfevents\..+")
 _OUR_SUFFIXES = (".index", ".meta")
+_SAFETENSORS, _SAFETENSORS_INDEX, _NPZ = ".safetensors", ".safetensors.index.json", ".npz"
 
 # What people take for a checkpoint: (first bytes, what it is, what to do).
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "run `git lfs pull` there"),
-    (b"PK\x03\x04", "a zip archive (PyTorch, .keras or .npz)", "unpack or open it as what it is"),
+    (b"PK\x03\x04", "a zip archive (PyTorch or .keras)", "open it with the program that wrote it"),
     (b"\x80\x02", "a pickle (an old PyTorch file?)", "open it with the program that wrote it"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras weights)", "load it with Keras"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
@@ -68,13 +69,14 @@ class Location:
     """A checkpoint that was found.
 
     Attributes:
-        version: of the file format: "V1" or "V2".
-        path: the prefix (V2), or what the checkpoint is called (V1).
+        version: of the file format: TensorFlow's "V1" or "V2", or another format's name.
+        path: the prefix (V2), what the checkpoint is called (V1), or the file; of several
+            safetensors files, their index.
         files: the files of a V1 checkpoint; empty for V2, whose index names them.
         notes: what should be said about how it was found.
     """
 
-    version: Literal["V1", "V2"]
+    version: Literal["V1", "V2", "safetensors", "npz"]
     path: str
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def locate(path: str) -> Location:
         return _in_directory(folder or ".")
     if is_regular_file(path):
         return _file(path)
-    if shards := _v1_shards(path):
+    if shards := _v1_shards(path) or _safetensors_set(path):
         return shards
     _check_allowed(path)
     raise CheckpointNotFoundError(_not_found_message(path))
@@ -178,12 +180,43 @@ def _file(path: str) -> Location:
     if not head:
         raise DamagedCheckpointError(f"'{path}' is empty: is there another copy?")
     if not _ends_as_table(path):
+        if found := _of_another_format(path, head):
+            return found
         for magic, what, cure in _FOREIGN:
             if head.startswith(magic):
                 raise CheckpointFormatError(
                     f"'{path}' is no TensorFlow checkpoint: it is {what}; {cure}"
                 )
     return Location("V1", path, (path,))
+
+
+def _of_another_format(path: str, head: bytes) -> Location | None:
+    """Return the checkpoint that a file is if it is none of TensorFlow's, by what is in it.
+
+    Where its name alone says the format, its reader tells what is wrong with it.
+    """
+    if head.startswith(b"PK"):
+        from compat_restore.checkpoint.npz import looks_like_npz
+
+        with LocalFile(path) as file:
+            known = looks_like_npz(file)
+        return Location("npz", path) if known or path.endswith(_NPZ) else None
+    if any(head.startswith(magic) for magic, _, _ in _FOREIGN):
+        return None
+    if path.endswith(_NPZ):
+        return Location("npz", path)
+    from compat_restore.checkpoint.safetensors import index_of, looks_like_safetensors
+
+    with LocalFile(path) as file:
+        known = looks_like_safetensors(file)
+    if not known and not path.endswith((_SAFETENSORS, _SAFETENSORS_INDEX)):
+        return None
+    notes: tuple[str, ...] = ()
+    if index := index_of(path):
+        notes = (f"this is one file of a set; name its index for all of them: '{index}'",)
+    elif is_regular_file(index := path.removesuffix(_SAFETENSORS) + _SAFETENSORS_INDEX):
+        notes = (f"'{index}' beside it was passed over: it may be of another checkpoint",)
+    return Location("safetensors", path, notes=notes)
 
 
 def _v1_shards(path: str) -> Location | None:
@@ -202,6 +235,14 @@ def _v1_shards(path: str) -> Location | None:
             f"'{path}-?????-of-{min(counts):05d}'"
         )
     return _shard_set(path, counts.pop()) if counts else None
+
+
+def _safetensors_set(path: str) -> Location | None:
+    """Return the set of files that is called as a single file would be."""
+    index = path.removesuffix(_SAFETENSORS) + _SAFETENSORS_INDEX
+    if path.endswith(_SAFETENSORS) and is_regular_file(index):
+        return Location("safetensors", index)
+    return None
 
 
 def _shard_set(stem: str, count: int) -> Location | None:
@@ -249,6 +290,13 @@ def _in_directory(folder: str) -> Location:
         raise CheckpointNotFoundError(
             f"directory '{folder}' holds the data of {_listed(lost)}, but no '.index' file, "
             "without which it cannot be read; copy all files of the checkpoint"
+        )
+    others = _others_in(folder)
+    if len(others) == 1:
+        return locate(os.path.join(folder, others[0]))
+    if others:
+        raise CheckpointNotFoundError(
+            f"directory '{folder}' holds {len(others)} checkpoints: name one of {_listed(others)}"
         )
     raise CheckpointNotFoundError(f"directory '{folder}' holds no checkpoint")
 
@@ -326,6 +374,26 @@ def _checkpoints_in(folder: str) -> list[str]:
     return sorted(found, key=sort_key)
 
 
+def _others_in(folder: str) -> list[str]:
+    """Return the names of checkpoints that are none of TensorFlow's, by their endings."""
+    from compat_restore.checkpoint.safetensors import SHARD
+
+    names = [name for name in _listing(folder) if not name.startswith(".")]
+    found = {name for name in names if name.endswith((_SAFETENSORS, _NPZ))}
+    # A set is called as a single file would be, which is the one that counts if there are both.
+    found |= {
+        name.removesuffix(_SAFETENSORS_INDEX) + _SAFETENSORS
+        for name in names
+        if name.endswith(_SAFETENSORS_INDEX)
+    }
+    parts = {
+        name
+        for name in found
+        if (match := SHARD.fullmatch(name)) and match["stem"] + _SAFETENSORS in found
+    }
+    return sorted(found - parts, key=sort_key)
+
+
 def _listing(folder: str) -> list[str]:
     try:
         return listing(folder)
@@ -380,7 +448,7 @@ def _not_found_message(path: str) -> str:
         data, stem = [os.path.basename(path)], os.path.basename(match["prefix"])
     if data:
         return _indexless(join(folder, stem), data)
-    candidates = _checkpoints_in(folder or ".")
+    candidates = [*_checkpoints_in(folder or "."), *_others_in(folder or ".")]
     near = nearest(stem, candidates) or tuple(candidates[:3])
     if near:
         return f"no checkpoint '{path}'; the directory holds " + _listed(list(near))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compat_restore.tensors import Shape
 
 __all__ = [
+    "check_shape",
     "check_tiling",
     "consecutive",
     "decode_shape",
@@ -51,11 +52,23 @@ def decode_shape(data: bytes) -> Shape:
             dims.append(_decode_dim(message_of(payload)))
         elif number == 3 and payload:
             raise WireError("a shape of unknown rank")
-    if len(dims) > _MOST_DIMENSIONS:
-        raise WireError(f"a shape of {len(dims)} dimensions")
-    if element_count(dim for dim in dims if dim) > _MOST_ELEMENTS:
-        raise WireError(f"the shape {dims}, larger than any memory")
+    try:
+        check_shape(dims)
+    except ValueError as error:
+        raise WireError(str(error)) from None
     return tuple(dims)
+
+
+def check_shape(dims: Sequence[int]) -> None:
+    """Check that a shape is one that NumPy could hold.
+
+    Raises:
+        ValueError: it has too many dimensions or elements.
+    """
+    if len(dims) > _MOST_DIMENSIONS:
+        raise ValueError(f"a shape of {len(dims)} dimensions")
+    if element_count(dim for dim in dims if dim) > _MOST_ELEMENTS:
+        raise ValueError(f"the shape {list(dims)}, larger than any memory")
 
 
 def _decode_dim(data: bytes) -> int:

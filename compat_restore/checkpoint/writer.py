@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.files import ClosedAtEnd
+from compat_restore.errors import PreservationError, UsageError
+from compat_restore.tensors import format_shape, numpy_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from compat_restore.checkpoint.reader import StoredTensor
     from compat_restore.tensors import Array, DType, Shape, Slice
 
-__all__ = ["CheckpointWriter", "Content"]
+__all__ = [
+    "CheckpointWriter",
+    "Content",
+    "check_contents",
+    "in_source_order",
+    "other_values",
+    "values_of",
+]
+
+_MOST_LISTED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +107,81 @@ class CheckpointWriter(ClosedAtEnd):
     @abstractmethod
     def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
+
+
+def in_source_order(contents: Iterable[Content]) -> list[Content]:
+    """Return tensors in the order in which their bytes stand; those that have to be read last."""
+
+    def place(content: Content) -> tuple[bool, str, int]:
+        if not content.stored:
+            return True, "", 0
+        return False, content.stored[0].source.name, content.stored[0].offset
+
+    return sorted(contents, key=place)
+
+
+def check_contents(
+    path: str,
+    format_name: str,
+    contents: Sequence[Content],
+    *,
+    is_name: Callable[[str], bool],
+    why_unfit: Callable[[Content], str | None],
+) -> None:
+    """Check that a format without partitioned tensors can hold what is to be written.
+
+    Args:
+        path: the new checkpoint.
+        format_name: the format.
+        contents: what is to be written.
+        is_name: whether a tensor can have a name.
+        why_unfit: why a tensor cannot be held; None if it can.
+
+    Raises:
+        UsageError: it cannot; all tensors that it cannot hold are listed.
+    """
+    names = [content.name for content in contents]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"'{path}': {_listed(map(repr, twice))} cannot be written twice")
+    if bad := [name for name in names if not is_name(name)]:
+        raise UsageError(
+            f"'{path}': {format_name} has no tensors of the names {_listed(map(repr, bad))}; "
+            "rename them"
+        )
+    if parts := [content.name for content in contents if content.slices]:
+        raise UsageError(
+            f"'{path}': {format_name} has no partitioned tensors; {_listed(map(repr, parts))} "
+            "have to be whole"
+        )
+    if unfit := [(content.name, why) for content in contents if (why := why_unfit(content))]:
+        raise UsageError(
+            f"'{path}': {format_name} cannot hold {len(unfit)} of the tensors: "
+            + _listed(f"'{name}' ({why})" for name, why in unfit)
+            + "; leave them out with exclude=... (--exclude), or cast numbers with a rule"
+        )
+
+
+def values_of(content: Content) -> Array:
+    """Return the values of a tensor, in the type that was announced.
+
+    Raises:
+        PreservationError: they are not of the shape that was announced.
+    """
+    array = content.read()
+    if array.shape != content.shape:
+        raise other_values(content, f"its values are {array.dtype}{format_shape(array.shape)}")
+    return array.astype(numpy_dtype(content.dtype), copy=False)
+
+
+def other_values(content: Content, what: str) -> PreservationError:
+    """Return the error that a tensor is not what was announced."""
+    return PreservationError(
+        f"tensor '{content.name}' was to be {content.dtype}{format_shape(content.shape)}, and "
+        f"{what}; nothing was put in place"
+    )
+
+
+def _listed(items: Iterable[str]) -> str:
+    found = list(items)
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return ", ".join(found[:_MOST_LISTED]) + more
