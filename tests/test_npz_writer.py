@@ -346,3 +346,15 @@ def test_leaving_without_finish_leaves_nothing(tmp_path):
     with NpzWriter(str(tmp_path / "new" / "m")) as writer:
         writer.write([of(name, value) for name, value in ONE.items()])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_written_to_a_url_and_read_from_there():
+    fsspec = pytest.importorskip("fsspec")
+    try:
+        for tensors in (ONE, TWO):
+            write("memory://npz/m.npz", tensors, overwrite=True)
+            assert contents("memory://npz/m.npz") == contents("memory://npz") == lists(tensors)
+        with pytest.raises(OutputError, match="exists already"):
+            NpzWriter("memory://npz/m.npz")
+    finally:
+        fsspec.filesystem("memory").rm("/npz", recursive=True)

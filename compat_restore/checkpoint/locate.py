@@ -198,7 +198,7 @@ def _of_another_format(path: str, head: bytes) -> Location | None:
     if head.startswith(b"PK"):
         from compat_restore.checkpoint.npz import looks_like_npz
 
-        with LocalFile(path) as file:
+        with open_source(path) as file:
             known = looks_like_npz(file)
         return Location("npz", path) if known or path.endswith(_NPZ) else None
     if any(head.startswith(magic) for magic, _, _ in _FOREIGN):
@@ -207,7 +207,7 @@ def _of_another_format(path: str, head: bytes) -> Location | None:
         return Location("npz", path)
     from compat_restore.checkpoint.safetensors import index_of, looks_like_safetensors
 
-    with LocalFile(path) as file:
+    with open_source(path) as file:
         known = looks_like_safetensors(file)
     if not known and not path.endswith((_SAFETENSORS, _SAFETENSORS_INDEX)):
         return None
@@ -293,7 +293,7 @@ def _in_directory(folder: str) -> Location:
         )
     others = _others_in(folder)
     if len(others) == 1:
-        return locate(os.path.join(folder, others[0]))
+        return locate(join(folder, others[0]))
     if others:
         raise CheckpointNotFoundError(
             f"directory '{folder}' holds {len(others)} checkpoints: name one of {_listed(others)}"

@@ -38,7 +38,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint.files import LocalFile
+from compat_restore.checkpoint.files import open_source
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 from compat_restore.checkpoint.slices import check_shape
 from compat_restore.errors import (
@@ -224,7 +224,7 @@ class NpzReader(CheckpointReader):
         self.path = path
         self.notes = tuple(notes)
         self.format = "npz file"
-        self._source = LocalFile(path)
+        self._source = open_source(path)
         self._arrays: dict[str, tuple[_Member, _Layout]] = {}
         try:
             self._load()

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.checksum import crc32c
 from compat_restore.checkpoint.copying import wrong
-from compat_restore.checkpoint.files import is_regular_file
+from compat_restore.checkpoint.files import (
+    absolute,
+    is_directory,
+    is_regular_file,
+    is_there,
+    is_url,
+    join,
+    split,
+)
 from compat_restore.checkpoint.npz import (
     BYTES_KIND,
     CENTRAL_HEADER,
@@ -36,7 +44,7 @@ from compat_restore.checkpoint.npz import (
     UTF8_NAME,
     ZIP64_FIELD,
 )
-from compat_restore.checkpoint.output import OutputFile, sync_directory
+from compat_restore.checkpoint.output import check_writable, create_output, sync_directory
 from compat_restore.checkpoint.writer import (
     CheckpointWriter,
     check_contents,
@@ -70,19 +78,20 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there is one and `overwrite` is not set, or no file can have this name.
     """
-    if not os.path.basename(path) or os.path.isdir(path):
+    check_writable(path)
+    if not split(path)[1] or is_directory(path):
         raise OutputError(
             f"'{path}' is {'a directory' if path else 'no name'}; the name of a file is expected, "
-            f"such as '{os.path.join(path, 'model.npz')}'"
+            f"such as '{join(path, 'model.npz')}'"
         )
-    if not os.path.lexists(path):
+    if not is_there(path):
         return ()
     if not overwrite:
         raise OutputError(
             f"'{path}' exists already; choose another name, or overwrite it with overwrite=True "
             "(--overwrite)"
         )
-    if not os.path.islink(path) and not is_regular_file(path):
+    if not is_url(path) and not os.path.islink(path) and not is_regular_file(path):
         raise OutputError(f"'{path}' is no regular file; choose another name")
     return (path,)
 
@@ -123,7 +132,7 @@ class NpzWriter(CheckpointWriter):
         self._old = check_destination(path, overwrite=overwrite)
         self._written: dict[str, _Written] = {}
         self._faults: list[str] = []
-        self._output = OutputFile(path)
+        self._output = create_output(path)
 
     def write(self, contents: Sequence[Content], *, verify: bool = True) -> None:
         """Write all tensors, in the order of their sources."""
@@ -153,7 +162,7 @@ class NpzWriter(CheckpointWriter):
         """Put the file in place; its rename is the moment."""
         self._output.place(replace=bool(self._old))
         try:
-            sync_directory(os.path.dirname(self.path) or ".")
+            sync_directory(split(absolute(self.path))[0])
         except OSError as error:
             raise OutputError(
                 f"'{self.path}' is written, but it is not sure that it would survive a power cut "

@@ -26,7 +26,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint.files import LocalFile, is_regular_file
+from compat_restore.checkpoint.files import is_regular_file, join, open_source, split
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 from compat_restore.checkpoint.slices import check_shape
 from compat_restore.errors import (
@@ -163,9 +163,9 @@ class SafetensorsReader(CheckpointReader):
         """
         self.path = path
         self.notes = (*notes, _NO_CHECKSUMS)
-        self._sources: list[LocalFile] = []
+        self._sources: list[ByteSource] = []
         self._files: tuple[str, ...] = (path,)
-        self._entries: dict[str, tuple[LocalFile, Entry]] = {}
+        self._entries: dict[str, tuple[ByteSource, Entry]] = {}
         self.format = "safetensors file"
         try:
             source = self._open(path)
@@ -212,12 +212,12 @@ class SafetensorsReader(CheckpointReader):
         source, entry = self._entries[key]
         return values(source.read(entry.offset, entry.size), entry)
 
-    def _open(self, path: str) -> LocalFile:
-        source = LocalFile(path)
+    def _open(self, path: str) -> ByteSource:
+        source = open_source(path)
         self._sources.append(source)
         return source
 
-    def _load_set(self, index: LocalFile) -> None:
+    def _load_set(self, index: ByteSource) -> None:
         """Read the files that an index names."""
         named = read_index(index)
         paths = {file: shard_path(index.name, file) for file in sorted(set(named.values()))}
@@ -253,7 +253,7 @@ def values(data: bytes, entry: Entry) -> Array:
     return np.frombuffer(bytearray(data), numpy_dtype(entry.dtype)).reshape(entry.shape)
 
 
-def _read_header(source: LocalFile) -> dict[str, Entry]:
+def _read_header(source: ByteSource) -> dict[str, Entry]:
     """Return the tensors of a file.
 
     Raises:
@@ -363,7 +363,7 @@ def _entry(path: str, name: str, item: object, begin: int) -> Entry:
     return Entry(dtype, shape, begin + numbers[-2], size)
 
 
-def _check_layout(source: LocalFile, entries: Mapping[str, Entry], begin: int) -> None:
+def _check_layout(source: ByteSource, entries: Mapping[str, Entry], begin: int) -> None:
     """Check that the tensors fill the file from `begin`, without gaps and without overlaps.
 
     Raises:
@@ -390,7 +390,7 @@ def _check_layout(source: LocalFile, entries: Mapping[str, Entry], begin: int) -
         )
 
 
-def read_index(source: LocalFile) -> dict[str, str]:
+def read_index(source: ByteSource) -> dict[str, str]:
     """Return which file each tensor of a set is in.
 
     Raises:
@@ -413,15 +413,15 @@ def shard_path(index: str, file: str) -> str:
     Raises:
         DamagedCheckpointError: it is anywhere else.
     """
-    folder = os.path.dirname(index)
-    path = os.path.join(folder, file)
+    folder, _ = split(index)
+    path = join(folder, file)
     if file in ("", ".", "..") or any(c in file for c in "/\\\0") or not is_text(file):
         raise DamagedCheckpointError(
             f"'{index}' is unsafe: it names the file {file!r}, which is no name of a file in its "
             "own directory; nothing was read"
         )
     if os.path.islink(path):
-        allowed = {os.path.realpath(folder), os.path.dirname(os.path.realpath(index))}
+        allowed = {os.path.realpath(folder or "."), os.path.dirname(os.path.realpath(index))}
         real = os.path.realpath(path)
         if os.path.dirname(real) not in allowed:
             raise DamagedCheckpointError(

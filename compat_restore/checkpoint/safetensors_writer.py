@@ -12,8 +12,24 @@ import os
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.copying import Copy, copy_tensors
-from compat_restore.checkpoint.files import LocalFile, is_regular_file
-from compat_restore.checkpoint.output import OutputFile, output_error, remove, sync_directory
+from compat_restore.checkpoint.files import (
+    absolute,
+    is_directory,
+    is_regular_file,
+    is_there,
+    is_url,
+    join,
+    listing,
+    open_source,
+    split,
+)
+from compat_restore.checkpoint.output import (
+    check_writable,
+    create_output,
+    output_error,
+    remove,
+    sync_directory,
+)
 from compat_restore.checkpoint.safetensors import (
     DTYPES,
     INDEX_SUFFIX,
@@ -39,6 +55,7 @@ from compat_restore.errors import (
     CompatRestoreError,
     DamagedCheckpointError,
     DamagedTensorsError,
+    InputError,
     OutputError,
     UsageError,
 )
@@ -47,6 +64,7 @@ from compat_restore.tensors import array_bytes, element_count
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from compat_restore.checkpoint.output import OutputFile
     from compat_restore.checkpoint.writer import Content
     from compat_restore.tensors import Array
 
@@ -65,10 +83,11 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there are some and `overwrite` is not set, or no file can have this name.
     """
-    if not os.path.basename(path) or os.path.isdir(path):
+    check_writable(path)
+    if not split(path)[1] or is_directory(path):
         raise OutputError(
             f"'{path}' is {'a directory' if path else 'no name'}; the name of a file is expected, "
-            f"such as '{os.path.join(path, 'model.safetensors')}'"
+            f"such as '{join(path, 'model.safetensors')}'"
         )
     old = _existing(path)
     if old and not overwrite:
@@ -77,7 +96,7 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
             "choose another name, or overwrite it with overwrite=True (--overwrite)"
         )
     for file in old:
-        if not os.path.islink(file) and not is_regular_file(file):
+        if not is_url(file) and not os.path.islink(file) and not is_regular_file(file):
             raise OutputError(
                 f"'{file}' is no regular file, and stands where one of the checkpoint's would; "
                 "choose another name"
@@ -87,16 +106,14 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
 
 def _existing(path: str) -> tuple[str, ...]:
     """Return the files that stand under a name: the file itself, then an index, then its set."""
-    folder = os.path.dirname(path)
-    found = [file for file in (path, _index_path(path)) if os.path.lexists(file)]
+    folder, _ = split(path)
+    found = [file for file in (path, _index_path(path)) if is_there(file)]
     try:
-        names = sorted(os.listdir(folder or "."))
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise output_error(path, error) from error
-    shards = {file for name in names if _is_shard_of(file := os.path.join(folder, name), path)}
-    if os.path.lexists(_index_path(path)):
+        names = listing(folder)
+    except InputError as error:
+        raise OutputError(f"'{path}' cannot be written: {error}; nothing was changed") from error
+    shards = {file for name in names if _is_shard_of(file := join(folder, name), path)}
+    if is_there(_index_path(path)):
         shards |= _named_by(_index_path(path))
     return (*found, *sorted(shards - set(found)))
 
@@ -109,12 +126,12 @@ def _is_shard_of(file: str, path: str) -> bool:
 def _named_by(index: str) -> set[str]:
     """Return the files that are there of a set; none where its index cannot be understood."""
     try:
-        with LocalFile(index) as source:
+        with open_source(index) as source:
             files = set(read_index(source).values())
             paths = {shard_path(index, file) for file in files if file.endswith(SUFFIX)}
     except (CompatRestoreError, OSError):
         return set()
-    return {path for path in paths if os.path.lexists(path)}
+    return {path for path in paths if is_there(path)}
 
 
 def _index_path(path: str) -> str:
@@ -149,7 +166,7 @@ class SafetensorsWriter(CheckpointWriter):
         self._largest = max_shard_size
         self._entries: dict[str, tuple[OutputFile, Entry]] = {}
         self._faults: list[str] = []
-        self._main = OutputFile(path)  # a single file, or the index
+        self._main = create_output(path)  # a single file, or the index
         self._shards: list[OutputFile] = []
 
     def write(self, contents: Sequence[Content], *, verify: bool = True) -> None:
@@ -164,7 +181,7 @@ class SafetensorsWriter(CheckpointWriter):
         groups = self._divided(contents)
         if len(groups) > 1:
             self._main.path = _index_path(self.path)
-            self._shards.extend(map(OutputFile, self._free_names(len(groups))))
+            self._shards.extend(map(create_output, self._free_names(len(groups))))
         for output, group in zip(self._shards or [self._main], groups, strict=True):
             self._fill(output, group, verify=verify)
         if self._faults:
@@ -179,7 +196,7 @@ class SafetensorsWriter(CheckpointWriter):
 
     def finish(self) -> None:
         """Put the checkpoint in place; the rename of the file, or of the index, is the moment."""
-        folder = os.path.dirname(self.path) or "."
+        folder, _ = split(absolute(self.path))
         for shard in self._shards:
             shard.place(replace=False)
         if self._shards:
@@ -191,16 +208,31 @@ class SafetensorsWriter(CheckpointWriter):
         try:
             sync_directory(folder)
             if self._shards and self.path in self._old:
-                os.unlink(self.path)
+                self._remove_single()
                 sync_directory(folder)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(
-                f"'{self._main.path}' is written, but older files beside it could not be made to "
-                f"give way to it for good: {error.strerror or error}; remove them"
+                f"'{self._main.path}' is written, but it is not sure that it would survive a "
+                f"power cut ({error.strerror or error}); older files beside it were left"
             ) from error
         for path in self._old:
             if path != self._main.path:
                 remove(path)
+
+    def _remove_single(self) -> None:
+        """Remove the single file that is called as the new set is.
+
+        Raises:
+            OutputError: it is still there, and would be read in place of the set.
+        """
+        remove(self.path)
+        if is_there(self.path):
+            raise OutputError(
+                f"'{self._main.path}' is written, but the older file '{self.path}' counts as long "
+                "as it is there, and it cannot be removed; remove it"
+            )
 
     def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
@@ -235,7 +267,7 @@ class SafetensorsWriter(CheckpointWriter):
         mark, number = "", 1
         while True:
             names = [f"{stem}-{at:05d}-of-{count:05d}{mark}{SUFFIX}" for at in range(1, count + 1)]
-            if not any(map(os.path.lexists, names)):
+            if not any(map(is_there, names)):
                 return names
             number += 1
             mark = f"-r{number}"
@@ -280,7 +312,7 @@ class SafetensorsWriter(CheckpointWriter):
         import json
 
         total = sum(entry.size for _, entry in self._entries.values())
-        where = {name: os.path.basename(out.path) for name, (out, _) in self._entries.items()}
+        where = {name: split(out.path)[1] for name, (out, _) in self._entries.items()}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         self._main.write(f"{json.dumps(index, indent=2)}\n".encode())
 
