@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.files import is_regular_file, join, open_source, split
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
@@ -72,6 +72,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 LENGTH_SIZE = 8  # bytes of the number before the header
 LONGEST_HEADER = 100_000_000  # bytes: what the reference implementation reads
 _LONGEST_NUMBER = 20  # digits of 2^64
+_LONG_NUMBER = re.compile(rb"\d{21}")
 METADATA = "__metadata__"
 _CHUNK = 1 << 20
 _LFS_POINTER = b"version https://git-lfs"
@@ -105,8 +106,7 @@ _WITHOUT_COUNTERPART = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?:-r\d+)?\.safetensors")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor, and where its bytes stand in a file.
 
     Attributes:
@@ -296,7 +296,12 @@ def _parsed(path: str, data: bytes) -> dict[str, object]:
     import json
 
     try:
-        found = json.loads(data.decode(), object_pairs_hook=_without_repetition, parse_int=_whole)
+        found = json.loads(
+            data.decode(),
+            object_pairs_hook=_without_repetition,
+            # A function for each number takes long where there are a million.
+            parse_int=_whole if _LONG_NUMBER.search(data) else None,
+        )
     except RecursionError:
         raise _damaged(path, "its header is nested too deeply") from None
     except ValueError as error:
@@ -306,14 +311,19 @@ def _parsed(path: str, data: bytes) -> dict[str, object]:
     return found
 
 
-def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} stands there twice")
+def _without_repetition(pairs: list[tuple[str, object]]) -> object:
+    """Return a JSON object: what it says of a tensor as a tuple, anything else as a dict."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    code, dims, place = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+    if isinstance(dims, list) and isinstance(place, list) and len(place) == 2:
+        # A million dicts and lists would keep the garbage collector busy; tuples do not.
+        return code, tuple(dims), place[0], place[1]
+    for key in found:
         if not is_text(key):
             raise ValueError(f"{key!r} is no text")
-        found[key] = value
     return found
 
 
@@ -330,14 +340,14 @@ def _entry(path: str, name: str, item: object, begin: int) -> Entry:
         CheckpointFormatError: its elements are of an unknown type.
         DamagedCheckpointError: what it says is malformed, or contradicts itself.
     """
-    match item:
-        case {"dtype": str(code), "shape": list(dims), "data_offsets": [first, end]}:
-            pass
-        case _:
-            raise _damaged(path, f"tensor {name!r} has no dtype, shape and pair of data_offsets")
-    numbers = [number for number in (*dims, first, end) if type(number) is int and number >= 0]
-    if len(numbers) != len(dims) + 2:
-        raise _damaged(path, f"tensor {name!r} has shape {dims} and data_offsets {[first, end]}")
+    if not isinstance(item, tuple) or not isinstance(item[0], str):
+        raise _damaged(path, f"tensor {name!r} has no dtype, shape and pair of data_offsets")
+    code, shape, first, end = item
+    for number in (*shape, first, end):
+        if type(number) is not int or number < 0:  # True, too, would be an int
+            raise _damaged(
+                path, f"tensor {name!r} has shape {list(shape)} and data_offsets {[first, end]}"
+            )
     if code in _WITHOUT_COUNTERPART:
         raise CheckpointFormatError(
             f"tensor {name!r} in '{path}' has elements of type {code}, which no checkpoint of "
@@ -347,20 +357,19 @@ def _entry(path: str, name: str, item: object, begin: int) -> Entry:
         raise _damaged(
             path, f"tensor {name!r} has elements of type {code!r}, which is none of the format's"
         )
-    shape = tuple(numbers[:-2])
+    dtype = DTYPES[code]
     try:
         check_shape(shape)
     except ValueError as error:
         raise _damaged(path, f"tensor {name!r} has {error}") from None
-    dtype = DTYPES[code]
-    size, expected = numbers[-1] - numbers[-2], element_count(shape) * dtype.itemsize
-    if size != expected:
+    expected = element_count(shape) * dtype.itemsize
+    if end - first != expected:
         raise _damaged(
             path,
-            f"tensor {name!r} has {size} bytes ({first} to {end}), where {dtype}"
+            f"tensor {name!r} has {end - first} bytes ({first} to {end}), where {dtype}"
             f"{format_shape(shape)} takes {expected}",
         )
-    return Entry(dtype, shape, begin + numbers[-2], size)
+    return Entry(dtype, shape, begin + first, expected)
 
 
 def _check_layout(source: ByteSource, entries: Mapping[str, Entry], begin: int) -> None:
