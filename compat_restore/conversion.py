@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -182,7 +181,7 @@ def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
         aliases = {key, path, spec.full_name or name, *spec.aliases}
         if key != name or path != key:
             aliases |= {inside, "/".join(part.lstrip("_") for part in inside.split("/"))}
-        specs[name] = replace(spec, aliases=tuple(sorted(aliases - {name, ""})))
+        specs[name] = spec._replace(aliases=tuple(sorted(aliases - {name, ""})))
     return specs
 
 

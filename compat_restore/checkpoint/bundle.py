@@ -20,9 +20,8 @@ its own key (`slices.py`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.copying import check_tensors, read_checked
@@ -84,8 +83,7 @@ def data_file(prefix: str, shard: int, shards: int) -> str:
     return f"{prefix}.data-{shard:05d}-of-{shards:05d}"
 
 
-@dataclass(frozen=True, slots=True)
-class BundleEntry:
+class BundleEntry(NamedTuple):
     """A `BundleEntryProto`: what a tensor is, and where its bytes stand.
 
     Attributes:
@@ -387,7 +385,7 @@ class BundleReader(CheckpointReader):
         for key, spec in self._specs.items():
             found = graph.variables.get(key)
             if found and found.full_name:
-                self._specs[key] = replace(spec, full_name=found.full_name)
+                self._specs[key] = spec._replace(full_name=found.full_name)
         return graph
 
     def _by_variable_name(self) -> tuple[dict[str, TensorSpec], dict[str, str]]:
@@ -409,7 +407,7 @@ class BundleReader(CheckpointReader):
             name = spec.full_name
             if not name or key in self._copies or times[name] > 1 or name in self._specs:
                 name = key
-            variables[name] = replace(spec, name=name)
+            variables[name] = spec._replace(name=name)
             keys_by_name[name] = key
         optimizers = self._graph.optimizer_keys
         weights: dict[str, list[str]] = {}  # by the child of the root below which they stand
@@ -418,7 +416,7 @@ class BundleReader(CheckpointReader):
                 weights.setdefault(key.partition("/")[0], []).append(name)
         for members in weights.values():
             for name, short in without_model_name(members).items():
-                variables[name] = replace(variables[name], aliases=(short,))
+                variables[name] = variables[name]._replace(aliases=(short,))
         return dict(sorted(variables.items())), keys_by_name
 
     def _find_copies(self) -> dict[str, str]:

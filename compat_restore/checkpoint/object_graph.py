@@ -15,9 +15,8 @@ bridge between checkpoints whose objects are named differently.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.wire import (
     WireError,
@@ -41,8 +40,7 @@ _SIGNS_OF_AN_OPTIMIZER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointedVariable:
+class CheckpointedVariable(NamedTuple):
     """A value that the graph names.
 
     Attributes:
@@ -62,8 +60,7 @@ class CheckpointedVariable:
     slot: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(NamedTuple):
     children: tuple[tuple[str, int], ...]
     attributes: tuple[tuple[str, str, str], ...]  # name, full name, key
     slots: tuple[tuple[int, str, int], ...]  # variable's node, slot name, slot's node

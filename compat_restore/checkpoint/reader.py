@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.files import ClosedAtEnd
 from compat_restore.errors import (
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointReader", "StoredTensor"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """Where the bytes of a tensor, or of a part of one, stand, to be copied without decoding.
 
     They are its elements in C order and little-endian, or strings as a V2 bundle stores them.

@@ -19,8 +19,7 @@ of the next, and its value is that block's BlockHandle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.checksum import crc32c, mask
 from compat_restore.checkpoint.wire import WireError, varint, write_varint
@@ -50,8 +49,7 @@ RESTART_INTERVAL = 16
 _SNAPPY_LARGEST_RATIO = 32
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHandle:
+class BlockHandle(NamedTuple):
     """Where a block's contents stand: `offset` and `size` in bytes, the trailer not counted."""
 
     offset: int
