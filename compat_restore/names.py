@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import enum
 import re
+import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -78,7 +80,6 @@ _BOOKKEEPING = re.compile(
 )
 # Deeper names are hostile ones; looking for their owners would take time without end.
 _MOST_SCOPES = 100
-_DIGITS = "0123456789"
 _NUMBER = re.compile(r"([0-9]+)")
 _PART = re.compile(r"/part_\d+$")
 
@@ -88,13 +89,21 @@ def canonical_name(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a key that sorts `layer_2` before `layer_10`."""
-    return tuple(
-        (0, len(piece.lstrip("0")), piece.lstrip("0")) if piece[0] in _DIGITS else (1, 0, piece)
-        for piece in _NUMBER.split(name)
-        if piece
-    )
+def sort_key(name: str) -> str:
+    """Return a key that sorts `layer_2` before `layer_10`.
+
+    It is the name with the size of each number before its digits, and a character before that
+    which is less than any of a name: a string, since those are compared fastest.
+    """
+    pieces = _NUMBER.split(name)
+    pieces[1::2] = map(_number_key, pieces[1::2])
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=4096)
+def _number_key(digits: str) -> str:
+    stripped = digits.lstrip("0")
+    return f"\0{chr(min(len(stripped), sys.maxunicode))}{stripped}"
 
 
 def without_model_name(names: Iterable[str]) -> dict[str, str]:
@@ -121,21 +130,38 @@ def in_order(specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
 
 def classify(specs: Mapping[str, TensorSpec]) -> dict[str, Role]:
     """Return the role of each tensor of a name-based checkpoint, by name, in the order given."""
-    return {name: _role(name, specs) for name in specs}
+    roles = {}
+    for name, spec in specs.items():
+        scope, separator, last = name.rpartition("/")
+        # Nearly all are variables, which their last part tells.
+        if spec.shape == () or (separator and _told_by(last)):
+            roles[name] = _role(name, scope, last, specs)
+        else:
+            roles[name] = _VARIABLE
+    if OBJECT_GRAPH_KEY in specs:
+        roles[OBJECT_GRAPH_KEY] = Role(RoleKind.CONTAINER)
+    return roles
 
 
-def _role(name: str, specs: Mapping[str, TensorSpec]) -> Role:
-    if name == OBJECT_GRAPH_KEY:
-        return Role(RoleKind.CONTAINER)
-    scope, separator, last = name.rpartition("/")
-    if separator and name.count("/") <= _MOST_SCOPES:
-        if _AVERAGE.fullmatch(last) and (owner := _owner(scope, name, specs)):
-            return Role(RoleKind.AVERAGE, owner, last)
-        if last in _ZERO_DEBIAS and (owner := _debiased_owner(scope, last, name, specs)):
-            return Role(RoleKind.AVERAGE, owner, last)
-        if _SLOT.fullmatch(last) and (owner := _owner(scope, name, specs)):
-            return Role(RoleKind.SLOT, owner, last)
-    if _BOOKKEEPING.fullmatch(name) and specs[name].shape == ():
+@lru_cache(maxsize=1024)
+def _told_by(last: str) -> RoleKind | None:
+    """Return what a name may be by its last part, of which there are few different ones."""
+    if _AVERAGE.fullmatch(last) or last in _ZERO_DEBIAS:
+        return RoleKind.AVERAGE
+    return RoleKind.SLOT if _SLOT.fullmatch(last) else None
+
+
+def _role(name: str, scope: str, last: str, specs: Mapping[str, TensorSpec]) -> Role:
+    kind = _told_by(last)
+    if kind and 0 < name.count("/") <= _MOST_SCOPES:
+        owner = (
+            _debiased_owner(scope, last, name, specs)
+            if last in _ZERO_DEBIAS
+            else _owner(scope, name, specs)
+        )
+        if owner:
+            return Role(kind, owner, last)
+    if specs[name].shape == () and _BOOKKEEPING.fullmatch(name):
         return Role(RoleKind.BOOKKEEPING)
     return _VARIABLE
 
@@ -150,10 +176,14 @@ def _owner(scope: str, name: str, specs: Mapping[str, TensorSpec]) -> str | None
     shape = specs[name].shape
     inner = scope
     while True:
-        for candidate in (inner, _PART.sub("", inner)):
-            found = specs.get(candidate)
-            if found is not None and candidate != name and found.shape == shape:
-                return candidate
+        found = specs.get(inner)
+        if found is not None and found.shape == shape:
+            return inner
+        if "/part_" in inner:
+            whole = _PART.sub("", inner)
+            found = specs.get(whole)
+            if found is not None and found.shape == shape:
+                return whole
         _, separator, inner = inner.partition("/")
         if not separator:
             break

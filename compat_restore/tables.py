@@ -7,6 +7,7 @@ names is the same, and only where the numbers make up exactly the set that is sh
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from compat_restore.names import sort_key
@@ -26,6 +27,7 @@ __all__ = [
 
 _NUMBER = re.compile(r"[0-9]{1,18}")  # longer ones are told apart piece by piece
 _NOTATION = re.compile(r"[{},]|/[0-9]+-[0-9]+$")  # what patterns are written with
+_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -63,20 +65,16 @@ def format_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> li
 
     A column that is empty in every row is left out.
     """
-    cells = [[escaped(cell) for cell in row] for row in rows]
-    if not cells:
-        return []
-    shown = [column for column in range(len(cells[0])) if any(row[column] for row in cells)]
-    widths = {column: max(len(row[column]) for row in cells) for column in shown}
-    return [
-        "  ".join(
-            row[column].rjust(widths[column])
-            if column in right
-            else row[column].ljust(widths[column])
-            for column in shown
-        ).rstrip()
-        for row in cells
-    ]
+    lines: list[list[str]] = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        shown = {cell: escaped(cell) for cell in set(column)}
+        width = max(map(len, shown.values()))
+        if not width:
+            continue
+        for cell, text in shown.items():
+            shown[cell] = text.rjust(width) if number in right else text.ljust(width)
+        lines.append([shown[cell] for cell in column])
+    return ["  ".join(cells).rstrip() for cells in zip(*lines, strict=True)]
 
 
 def format_statuses(rows: Iterable[tuple[str, str, str, str]], *, full: bool = False) -> list[str]:
@@ -124,21 +122,28 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tu
         words; with several such, every combination is there. Rows are folded only where
         everything else is the same, so that a differing shape always has a row of its own.
     """
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, ...]]] = {}
-    literal = []
+    # Names that have digits at the same places are taken apart at the same places: those are looked
+    # for in one of them.
+    alike: dict[tuple[bytes, tuple[str, ...]], list[str]] = {}
     for name, rest in rows:
-        if _NOTATION.search(name):  # in a pattern it would read as something else
-            literal.append((name, 1, rest))
+        mask = name.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
+        alike.setdefault((mask, rest), []).append(name)
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, ...]]] = {}
+    folded = []
+    for (encoded, rest), names in alike.items():
+        skeleton = encoded.decode("utf-8", "surrogatepass")
+        if _NOTATION.search(skeleton):  # in a pattern it would read as something else
+            folded += [(name, 1, rest) for name in names]
             continue
-        numbers = tuple(_NUMBER.findall(name))
-        skeleton = tuple(_NUMBER.split(name))
-        groups.setdefault((skeleton, rest), []).append(numbers)
+        spans = [match.span() for match in _NUMBER.finditer(skeleton)]
+        columns = [[name[start:end] for name in names] for start, end in spans]
+        members = groups.setdefault((tuple(_NUMBER.split(skeleton)), rest), [])
+        members += zip(*columns, strict=True) if columns else [()] * len(names)
     families: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
-    for (skeleton, rest), members in groups.items():
-        for pattern, count in _patterns(skeleton, members):
+    for (pieces, rest), members in groups.items():
+        for pattern, count in _patterns(pieces, members):
             scope, separator, leaf = pattern.rpartition("/")
             families.setdefault((scope + separator, count, rest), []).append(leaf)
-    folded = literal
     for (scope, count, rest), leaves in families.items():
         words = [leaf for leaf in leaves if "{" not in leaf] if scope else []
         if len(words) > 1:
@@ -157,33 +162,33 @@ def _patterns(
         for numbers in members:
             yield _join(skeleton, numbers), 1
         return
-    choices = [sorted({m[at] for m in members}, key=_as_number) for at in range(len(members[0]))]
+    columns = list(zip(*members, strict=True))
+    choices = [frozenset(column) for column in columns]
     combinations = 1
     for choice in choices:
         combinations *= len(choice)
     if combinations == len(members) == len(set(members)):
-        yield _join(skeleton, tuple(_range(choice) for choice in choices)), len(members)
+        yield _join(skeleton, [_range(choice) for choice in choices]), len(members)
         return
     # Not every combination: fold by the last number that varies, whatever stands before it.
     at = max(index for index, choice in enumerate(choices) if len(choice) > 1)
-    parts: dict[tuple[str, ...], set[str]] = {}
-    for numbers in members:
-        parts.setdefault((*numbers[:at], "", *numbers[at + 1 :]), set()).add(numbers[at])
-    for fixed, varying in parts.items():
-        shown = _range(sorted(varying, key=_as_number))
-        yield _join(skeleton, (*fixed[:at], shown, *fixed[at + 1 :])), len(varying)
+    varying = columns[at]
+    columns[at] = ("",) * len(members)
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for fixed, number in zip(zip(*columns, strict=True), varying, strict=True):
+        parts.setdefault(fixed, []).append(number)
+    for fixed, found in parts.items():
+        choice = frozenset(found)
+        yield _join(skeleton, [*fixed[:at], _range(choice), *fixed[at + 1 :]]), len(choice)
 
 
-def _as_number(digits: str) -> tuple[int, str]:
-    return int(digits), digits
-
-
-def _range(choice: list[str]) -> str:
+@lru_cache(maxsize=1024)
+def _range(choice: frozenset[str]) -> str:
     """Return `{0-11}` for 0 to 11, `{1,3,7-9}` for those; a single number as it is."""
     if len(choice) == 1:
-        return choice[0]
+        return next(iter(choice))
     pieces: list[list[str]] = []
-    for digits in choice:
+    for digits in sorted(choice, key=lambda digits: (int(digits), digits)):
         before = pieces[-1][-1] if pieces else ""
         # "01" before "2" is no range: nobody could tell whether "01" or "1" is its beginning.
         if before == str(int(digits) - 1) and digits == str(int(digits)):
@@ -194,8 +199,8 @@ def _range(choice: list[str]) -> str:
     return "{" + ",".join(shown) + "}"
 
 
-def _join(skeleton: tuple[str, ...], numbers: tuple[str, ...]) -> str:
-    out = [skeleton[0]]
-    for number, text in zip(numbers, skeleton[1:], strict=True):
-        out += [number, text]
+def _join(skeleton: Sequence[str], numbers: Sequence[str]) -> str:
+    out = [""] * (len(skeleton) + len(numbers))
+    out[::2] = skeleton
+    out[1::2] = numbers
     return "".join(out)

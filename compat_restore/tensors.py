@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPAQUE",
+    "VARIABLE_SIZE",
     "Array",
     "DType",
     "Shape",
@@ -110,7 +111,7 @@ class DType(str, enum.Enum):
 # types.proto numbers the types in this order, from DT_FLOAT = 1.
 _NUMBERS = {dtype: number for number, dtype in enumerate(DType, start=1)}
 _BY_NUMBER = {number: dtype for dtype, number in _NUMBERS.items()}
-_VARIABLE_SIZE = (DType.string, DType.resource, DType.variant)
+VARIABLE_SIZE = frozenset({DType.string, DType.resource, DType.variant})
 _SIZES = {
     1: ("uint8", "int8", "bool", "qint8", "quint8", "int4", "uint4"),
     2: ("int16", "uint16", "qint16", "quint16", "float16", "bfloat16"),
@@ -120,7 +121,7 @@ _SIZES = {
 }
 _ITEMSIZES = {
     DType(name): size for size, names in _SIZES.items() for name in names
-} | dict.fromkeys(_VARIABLE_SIZE, 0)
+} | dict.fromkeys(VARIABLE_SIZE, 0)
 _ITEMSIZES |= {dtype: 1 for dtype in DType if dtype.value.startswith("float8")}
 
 # Values that only TensorFlow understands.

@@ -20,7 +20,10 @@ its own key (`slices.py`).
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from bisect import bisect_left
+from functools import partial
+from itertools import chain, pairwise, repeat
+from struct import iter_unpack
 from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint import wire
@@ -58,10 +61,16 @@ from compat_restore.names import (
     classify,
     without_model_name,
 )
-from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
+from compat_restore.tensors import (
+    VARIABLE_SIZE,
+    DType,
+    TensorSpec,
+    element_count,
+    numpy_dtype,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from compat_restore.checkpoint.files import ByteSource
     from compat_restore.tensors import Array, Shape, Slice
@@ -74,7 +83,9 @@ __all__ = [
 ]
 
 _MOST_SHARDS = 99_999
-_SLICE_KEY_START = b"\0"
+_AFTER_SLICE_KEYS = b"\1"  # they begin with 0, and no name does
+_FEW = 3  # entries of one form, decoded one by one
+_MOST_LOW = 8  # bytes of an offset but the last: more are for `wire.varint` to judge
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -148,6 +159,82 @@ class BundleEntry(NamedTuple):
         )
 
 
+def _usual_entries(values: Sequence[bytes]) -> list[BundleEntry | None]:
+    """Decode those entries that are as every writer writes those of whole tensors of numbers.
+
+    A large index is nothing but such entries. Those of one dtype and shape differ in few bytes,
+    and always in the same: they are decoded together, a column of bytes at a time, which takes a
+    fifth of the time of one field after the other.
+
+    Returns:
+        An entry for each value, the same as `BundleEntry.decode` returns; None for those that have
+        another form, or a fault, and for the only few of their form.
+    """
+    # An entry begins with `dtype` and `shape`; which field comes next belongs to its form.
+    starts = [value[: 5 + value[3]] if len(value) > 3 else b"" for value in values]
+    forms: dict[tuple[bytes, int], list[int]] = {}
+    for number, form in enumerate(zip(starts, map(len, values), strict=True)):
+        forms.setdefault(form, []).append(number)
+    found: list[BundleEntry | None] = [None] * len(values)
+    for (start, _), numbers in forms.items():
+        if len(numbers) < _FEW:
+            continue
+        entries = _entries_of_one_form(start, [values[number] for number in numbers])
+        for number, entry in zip(numbers, entries, strict=False):
+            found[number] = entry
+    return found
+
+
+def _entries_of_one_form(  # noqa: PLR0911  # each return is a form that others decode
+    start: bytes, values: list[bytes]
+) -> list[BundleEntry]:
+    """Decode entries of one length that begin with the same bytes; none if it cannot be done.
+
+    They have to be made up of these bytes, in this order:
+
+        start            dtype, shape, and the first byte of what follows
+        18 varint        shard_id, of one byte; unless it is 0
+        20 varint        offset; unless it is 0
+        28 varint        the size that dtype and shape call for; unless it is 0
+        35 fixed32       crc32c
+    """
+    if len(start) < 5 or (start[0], start[2]) != (0x08, 0x12) or start[1] | start[3] > 0x7F:
+        return []
+    try:
+        dtype, shape = DType.from_number(start[1]), decode_shape(start[4:-1])
+    except (wire.WireError, CheckpointFormatError):
+        return []  # whoever decodes it next tells
+    size = element_count(shape) * dtype.itemsize
+    width = len(values[0])
+    end = b"\x28" + wire.write_varint(size) + b"\x35" if size else b"\x35"
+    first, stop = 4 + start[3], width - 4 - len(end)
+    if not dtype.itemsize or first > stop:
+        return []
+    together = b"".join(values)
+    columns = [together[at::width] for at in range(width)]
+    fixed = dict(enumerate(end, start=stop))
+    shards: Iterable[int] = repeat(0)
+    if stop - first >= 2 and start[first] == 0x18:
+        shards = columns[first + 1]
+        if max(shards) > 0x7F:
+            return []
+        first += 2
+    offsets: Iterable[int] = repeat(0)
+    if first < stop:
+        fixed[first] = 0x20
+        *low, high = columns[first + 1 : stop] or (b"\xff",)
+        if len(low) > _MOST_LOW or max(high) > 0x7F or min(map(min, low), default=0x80) < 0x80:
+            return []
+        offsets = high
+        for column in reversed(low):
+            offsets = [high << 7 | low & 0x7F for high, low in zip(offsets, column, strict=True)]
+    if any(columns[at].count(byte) != len(values) for at, byte in fixed.items()):
+        return []
+    checksums = (checksum for (checksum,) in iter_unpack(f"<{width - 4}xI", together))
+    rows = zip(repeat(dtype), repeat(shape), shards, offsets, repeat(size), checksums, repeat(()))
+    return list(map(partial(tuple.__new__, BundleEntry), rows))
+
+
 class BundleReader(CheckpointReader):
     """Reads a V2 tensor bundle, name-based or object-based, of one or many data files."""
 
@@ -171,7 +258,7 @@ class BundleReader(CheckpointReader):
             self._load(index)
         try:
             self._check_data_files()
-            self._specs = {name: self._spec(name) for name in sorted(self._entries)}
+            self._specs = _specs(self._entries)
             self._graph = self._object_graph()
         except BaseException:
             self.close()
@@ -290,17 +377,24 @@ class BundleReader(CheckpointReader):
                 'bundle\'s is "" and holds the header'
             )
         self._decode_header(index, value)
+        keys: list[bytes] = []
+        values: list[bytes] = []
         for key, value in items:
+            keys.append(key)
+            values.append(value)
+        names = bisect_left(keys, _AFTER_SLICE_KEYS)  # they ascend
+        entries = []
+        for number, usual in enumerate(_usual_entries(values)):
             try:
-                entry = BundleEntry.decode(value)
-                if key.startswith(_SLICE_KEY_START):
-                    self._slices[key] = entry
-                else:
-                    self._entries[key.decode()] = entry
-            except (wire.WireError, UnicodeDecodeError, CheckpointFormatError) as error:
-                raise DamagedCheckpointError(
-                    f"'{index.name}' has a malformed entry for {key!r}: {error}"
-                ) from None
+                entries.append(usual or BundleEntry.decode(values[number]))
+            except (wire.WireError, CheckpointFormatError) as error:
+                raise _malformed(index, keys[number], error) from None
+        self._slices = dict(zip(keys[:names], entries, strict=False))
+        try:
+            decoded = [key.decode() for key in keys[names:]]
+        except UnicodeDecodeError as error:
+            raise _malformed(index, error.object, error) from None
+        self._entries = dict(zip(decoded, entries[names:], strict=True))
 
     def _decode_header(self, index: ByteSource, data: bytes) -> None:
         try:
@@ -321,28 +415,30 @@ class BundleReader(CheckpointReader):
 
     def _check_data_files(self) -> None:
         """Check that each data file that an entry needs is there and long enough."""
-        needed: dict[int, tuple[int, str]] = {}
-        keyed: list[tuple[str | bytes, BundleEntry]] = [*self._entries.items()]
-        for key, entry in [*keyed, *self._slices.items()]:
-            if entry.shard >= self._shards:
+        ends: dict[int, int] = {}
+        last: dict[int, str | bytes] = {}  # which key's bytes end there
+        keyed: Iterable[tuple[str | bytes, BundleEntry]] = self._entries.items()
+        for key, (_, _, shard, offset, size, _, _) in chain(keyed, self._slices.items()):
+            if shard >= self._shards:
                 raise DamagedCheckpointError(
-                    f"'{self.path}.index' puts {key!r} into data file {entry.shard} of "
-                    f"{self._shards}"
+                    f"'{self.path}.index' puts {key!r} into data file {shard} of {self._shards}"
                 )
-            end = entry.offset + entry.size
-            if entry.size and end > needed.get(entry.shard, (0, ""))[0]:
-                needed[entry.shard] = end, _shown(key)
+            if size and offset + size > ends.get(shard, 0):
+                ends[shard] = offset + size
+                last[shard] = key
         missing = [
             name
-            for shard in needed
+            for shard in ends
             if not is_regular_file(name := data_file(self.path, shard, self._shards))
         ]
         if missing:
             raise CheckpointNotFoundError(self._missing_message(missing))
-        for shard, (end, last) in needed.items():
+        for shard, end in ends.items():
             file = self._file(shard)
             if file.size < end:
-                what = f"has {file.size} bytes, and tensor '{last}' ends at byte {end}"
+                what = (
+                    f"has {file.size} bytes, and tensor '{_shown(last[shard])}' ends at byte {end}"
+                )
                 if file.read(0, min(file.size, len(_LFS_POINTER))) == _LFS_POINTER:
                     raise DamagedCheckpointError(
                         f"'{file.name}' {what}: it is a Git LFS pointer, not the data; run "
@@ -366,11 +462,6 @@ class BundleReader(CheckpointReader):
         if others:
             return f"{message} (there are {', '.join(others)}); copy all files of one checkpoint"
         return f"{message}; a checkpoint is all files that start with '{stem}'"
-
-    def _spec(self, name: str) -> TensorSpec:
-        entry = self._entries[name]
-        stored = entry.size if entry.dtype.itemsize == 0 else None
-        return TensorSpec(name, entry.dtype, entry.shape, entry.slices, stored_bytes=stored)
 
     def _object_graph(self) -> ObjectGraph | None:
         spec = self._specs.get(OBJECT_GRAPH_KEY)
@@ -550,6 +641,23 @@ def decode_values(data: bytes, entry: BundleEntry, *, big_endian: bool = False) 
     else:
         array = np.frombuffer(bytearray(data), dtype)
     return array.reshape(entry.shape)
+
+
+def _malformed(index: ByteSource, key: bytes, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"'{index.name}' has a malformed entry for {key!r}: {error}")
+
+
+def _specs(entries: Mapping[str, BundleEntry]) -> dict[str, TensorSpec]:
+    """Return what entries say of their tensors, by name."""
+    if not entries:
+        return {}
+    dtypes, shapes, _, _, sizes, _, slices = zip(*entries.values(), strict=True)
+    stored = [
+        size if dtype in VARIABLE_SIZE else None for dtype, size in zip(dtypes, sizes, strict=True)
+    ]
+    rows = zip(entries, dtypes, shapes, slices, repeat(()), repeat(None), stored)
+    # As `TensorSpec(...)`, without a call of Python for each.
+    return dict(zip(entries, map(partial(tuple.__new__, TensorSpec), rows), strict=True))
 
 
 def _shown(key: str | bytes) -> str:

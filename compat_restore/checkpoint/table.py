@@ -216,22 +216,20 @@ def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
     entries = []
     position, key = 0, b""
     while position < end:
-        # Nearly every header is three one-byte varints: take those without a call.
-        if (
-            position + 3 <= end
-            and (data[position] | data[position + 1] | data[position + 2]) < 0x80
-        ):
-            shared, unshared, length = data[position : position + 3]
-            position += 3
+        # Nearly every header is three one-byte varints: take those without a call. One that goes
+        # on past `end` is still inside `data`, and makes for an entry that reaches past it.
+        shared, unshared, length = data[position], data[position + 1], data[position + 2]
+        if shared | unshared | length < 0x80:
+            start = position + 3
         else:
-            shared, position = varint(data, position, end)
-            unshared, position = varint(data, position, end)
-            length, position = varint(data, position, end)
-        if shared > len(key) or unshared + length > end - position:
-            raise WireError(f"an entry at byte {position} that reaches past the block's {end}")
-        middle = position + unshared
-        key = key[:shared] + data[position:middle]
+            shared, start = varint(data, position, end)
+            unshared, start = varint(data, start, end)
+            length, start = varint(data, start, end)
+        middle = start + unshared
         position = middle + length
+        if position > end or shared > len(key):
+            raise WireError(f"an entry at byte {start} that reaches past the block's {end}")
+        key = key[:shared] + data[start:middle]
         entries.append((key, data[middle:position]))
     return entries
 

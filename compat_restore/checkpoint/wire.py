@@ -53,13 +53,13 @@ def varint(data: bytes, position: int, end: int | None = None) -> tuple[int, int
     if position < end and data[position] < 0x80:  # by far the most: no loop
         return data[position], position + 1
     value = shift = 0
-    for at in range(position, min(position + _LONGEST_VARINT, end)):
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
+    for byte in data[position : min(position + _LONGEST_VARINT, end)]:
         if byte < 0x80:
+            value |= byte << shift
             if value > _UINT64:
                 break
-            return value, at + 1
+            return value, position + shift // 7 + 1
+        value |= (byte & 0x7F) << shift
         shift += 7
     raise WireError(f"no varint at byte {position}")
 

@@ -86,20 +86,14 @@ def _as_text(
     *,
     full: bool,
 ) -> str:
-    rows = [
-        (
-            name,
-            (
-                str(spec.dtype),
-                format_shape(spec.shape),
-                _size(spec),
-                _remark(spec, roles[name]),
-            ),
-        )
-        for name, spec in specs.items()
-    ]
+    groups = _alike(specs, roles)
+    rows = []
+    for kind, names in groups:
+        spec = specs[names[0]]
+        rest = (str(spec.dtype), format_shape(spec.shape), _size(spec), _remark(spec, kind))
+        rows += [(name, rest) for name in names]
     folded = (
-        [(name, 1, rest) for name, rest in sorted(rows, key=lambda row: sort_key(row[0]))]
+        [(name, 1, rest) for name, rest in sorted(rows, key=lambda row: (sort_key(row[0]), row))]
         if full
         else fold(rows)
     )
@@ -115,7 +109,7 @@ def _as_text(
         right=(2, 3),
     )
     lines += [f"note: {escaped(note)}" for note in reader.notes]
-    lines.append(_summary(specs, roles))
+    lines.append(_summary(specs, groups))
     return "\n".join(lines)
 
 
@@ -125,22 +119,32 @@ def _size(spec: TensorSpec) -> str:
     return "?" if unknown else format_bytes(spec.nbytes)
 
 
-def _remark(spec: TensorSpec, role: Role) -> str:
+def _remark(spec: TensorSpec, kind: RoleKind) -> str:
     remarks = []
-    if role.kind is not RoleKind.VARIABLE:
-        remarks.append(str(role.kind))
+    if kind is not RoleKind.VARIABLE:
+        remarks.append(str(kind))
     if spec.slices:
         remarks.append(f"{len(spec.slices)} parts")
     return ", ".join(remarks)
 
 
-def _summary(specs: Mapping[str, TensorSpec], roles: Mapping[str, Role]) -> str:
+def _alike(
+    specs: Mapping[str, TensorSpec], roles: Mapping[str, Role]
+) -> list[tuple[RoleKind, list[str]]]:
+    """Return the names of tensors of which the same is shown, and what they are for."""
+    groups: dict[tuple[RoleKind, object], list[str]] = {}
+    for name, (_, dtype, shape, slices, _, _, stored) in specs.items():
+        group = roles[name].kind, (dtype, shape, slices, stored)
+        groups.setdefault(group, []).append(name)
+    return [(kind, names) for (kind, _), names in groups.items()]
+
+
+def _summary(specs: Mapping[str, TensorSpec], groups: list[tuple[RoleKind, list[str]]]) -> str:
     """Return counts and bytes by role."""
     counts: dict[RoleKind, tuple[int, int]] = {}
-    for name, spec in specs.items():
-        kind = roles[name].kind
+    for kind, names in groups:
         count, size = counts.get(kind, (0, 0))
-        counts[kind] = count + 1, size + spec.nbytes
+        counts[kind] = count + len(names), size + len(names) * specs[names[0]].nbytes
     total = format_bytes(sum(size for _, size in counts.values()))
     nouns = {
         RoleKind.VARIABLE: "variables",
