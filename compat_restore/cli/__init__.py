@@ -7,7 +7,6 @@ Results go to stdout, everything else to stderr. The exit status says what happe
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
 import os
@@ -31,6 +30,7 @@ from compat_restore.errors import (
 from compat_restore.tables import escaped
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 __all__ = ["EXIT_STATUS", "main"]
@@ -128,17 +128,17 @@ def _silence_stdout() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = _top_parser()
-    if not arguments:
-        parser.print_help()
-        return USAGE
-    if arguments[0] in _VERBS:
+    if arguments and arguments[0] in _VERBS:
         verb = importlib.import_module(f"compat_restore.cli.{arguments[0]}")
         try:
             status: int = verb.run(arguments[1:])
         except SystemExit as stop:  # argparse: help (0) or wrong use (2)
             return stop.code if isinstance(stop.code, int) else USAGE
         return status
+    parser = _top_parser()
+    if not arguments:
+        parser.print_help()
+        return USAGE
     try:
         if not arguments[0].startswith("-"):
             near = nearest(arguments[0], list(_VERBS))
@@ -153,6 +153,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _top_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from compat_restore.cli.options import HelpFormatter
+
     verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in _VERBS.items())
     statuses = "\n".join(f"  {status:<10}{what}" for status, what in EXIT_STATUS.items())
     parser = argparse.ArgumentParser(
@@ -162,7 +166,7 @@ def _top_parser() -> argparse.ArgumentParser:
         description="Bring the weights of TensorFlow 1 checkpoints into today's code, and know "
         "what happened to every variable.",
         epilog=f"commands (each has --help):\n{verbs}\n\nexit status:\n{statuses}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"compat-restore {__version__}")
     return parser

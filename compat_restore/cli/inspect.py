@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
-from compat_restore.cli.options import add_rule_options, rules_from
+from compat_restore.cli.options import HelpFormatter, add_rule_options, gives_rules, rules_from
 from compat_restore.cli.output import write, write_json
 from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         description="List the tensors of a checkpoint: names, dtypes, shapes, bytes, and which are "
         "optimizer slots or bookkeeping. Repeated layers of one shape share a row.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "checkpoint", help="a prefix, one of a checkpoint's files, a directory, or a SavedModel"
@@ -48,7 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if args.rename:
         raise UsageError("inspect shows names as they are; `convert --dry-run` shows renames")
-    rules = rules_from(args).replace(rename=(), transform=())  # a file's are for other commands
+    rules = None
+    if gives_rules(args):
+        rules = rules_from(args).replace(rename=(), transform=())  # a file's are for other commands
     with open_checkpoint(args.checkpoint) as reader:
         roles = reader.roles()
         specs = _chosen(reader.variables(), roles, rules)
@@ -60,14 +62,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _chosen(
-    specs: Mapping[str, TensorSpec], roles: Mapping[str, Role], rules: Rules
+    specs: Mapping[str, TensorSpec], roles: Mapping[str, Role], rules: Rules | None
 ) -> Mapping[str, TensorSpec]:
     """Return the specs that the rules want.
 
     Raises:
         PlanError: a rule matches nothing.
     """
-    if not (rules.include or rules.exclude or rules.drop_slots):
+    if rules is None or not (rules.include or rules.exclude or rules.drop_slots):
         return specs
     from compat_restore.planner import plan_restore
 

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
+from typing import TYPE_CHECKING
 
 from compat_restore.errors import UsageError
-from compat_restore.rules import Rename, Rules, compiled
 
-__all__ = ["add_rule_options", "rules_from", "size"]
+if TYPE_CHECKING:
+    from compat_restore.rules import Rename, Rules
+
+__all__ = ["HelpFormatter", "add_rule_options", "gives_rules", "rules_from", "size"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_MARGIN = 2  # that argparse leaves on the right
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter of help that keeps line breaks, as wide as the terminal.
+
+    The one of `argparse` imports `shutil`, and with it three compressors, to learn that width; and
+    it is made whenever a parser is, with or without `--help`.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_terminal_width() - _MARGIN)
+
+
+def _terminal_width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]  # None is caught
+    except (AttributeError, ValueError, OSError):  # no stdout, or no terminal
+        return 80
 
 
 def add_rule_options(parser: argparse.ArgumentParser, *, renames: bool = True) -> None:
@@ -53,6 +80,11 @@ def add_rule_options(parser: argparse.ArgumentParser, *, renames: bool = True) -
     )
 
 
+def gives_rules(args: argparse.Namespace) -> bool:
+    """Whether any of the options of `add_rule_options` asks for something."""
+    return bool(args.include or args.exclude or args.rename or args.rules or args.drop_slots)
+
+
 def rules_from(args: argparse.Namespace) -> Rules:
     """Return the rules that the options describe; those of a file come after the others'.
 
@@ -60,6 +92,8 @@ def rules_from(args: argparse.Namespace) -> Rules:
         RuleError: a rule is not valid.
         UsageError: a rename has no "=".
     """
+    from compat_restore.rules import Rules
+
     file = Rules() if args.rules is None else Rules.from_toml(args.rules)
     return Rules(
         include=(*args.include, *file.include),
@@ -77,6 +111,8 @@ def _rename(text: str) -> Rename:
     `(?=...)` and `(?<=...)` contain a "=" too, and so may names: the first "=" before which the
     pattern is valid decides.
     """
+    from compat_restore.rules import Rules, compiled
+
     pieces = text.split("=")
     for at in range(1, len(pieces)):
         pattern, name = "=".join(pieces[:at]), "=".join(pieces[at:])
