@@ -36,7 +36,6 @@ from compat_restore.checkpoint.files import (
     open_source,
     split,
 )
-from compat_restore.checkpoint.object_graph import ObjectGraph
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 from compat_restore.checkpoint.slices import (
     check_tiling,
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from compat_restore.checkpoint.files import ByteSource
+    from compat_restore.checkpoint.object_graph import ObjectGraph
     from compat_restore.tensors import Array, Shape, Slice
 
 __all__ = [
@@ -467,6 +467,8 @@ class BundleReader(CheckpointReader):
         spec = self._specs.get(OBJECT_GRAPH_KEY)
         if spec is None or spec.dtype is not DType.string or spec.shape != ():
             return None
+        from compat_restore.checkpoint.object_graph import ObjectGraph
+
         try:
             graph = ObjectGraph.decode(bytes(self._read(OBJECT_GRAPH_KEY)[()]))
         except wire.WireError as error:
