@@ -68,12 +68,39 @@ _VARIABLE = Role(RoleKind.VARIABLE)
 # slots carry the name that it was made with: recognised where it says "optimizer". (Words and not
 # regular expressions, which took a tenth of the start-up to compile.)
 _NUMBERED_SLOTS = frozenset(
-    "Adam AdamW Adamax Nadam AdaMax Momentum RMSProp Adagrad AdagradDA ProximalAdagrad Adadelta "
-    "Ftrl LARS LAMB GradientDescent SGD".split()
+    [
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "Nadam",
+        "AdaMax",
+        "Momentum",
+        "RMSProp",
+        "Adagrad",
+        "AdagradDA",
+        "ProximalAdagrad",
+        "Adadelta",
+        "Ftrl",
+        "LARS",
+        "LAMB",
+        "GradientDescent",
+        "SGD",
+    ]
 )
 # The last two, Adafactor's factored moments, have their own shapes and are not met here.
 _SLOTS = frozenset(
-    "adam_m adam_v lamb_m lamb_v momentum accumulator linear gradient_accumulator vr vc".split()
+    [
+        "adam_m",
+        "adam_v",
+        "lamb_m",
+        "lamb_v",
+        "momentum",
+        "accumulator",
+        "linear",
+        "gradient_accumulator",
+        "vr",
+        "vc",
+    ]
 )
 _ZERO_DEBIAS = ("biased", "local_step")
 _BOOKKEEPING = frozenset(

@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("terminated", 128 + signal.SIGTERM)
     finally:
         gc.set_threshold(*thresholds)
+        if arguments is None:  # the process ends: Python need not look through what is left
+            gc.freeze()
     return status
 
 
