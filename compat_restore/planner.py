@@ -7,8 +7,7 @@ It touches no file and no TensorFlow.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.errors import PlanError, RuleError, nearest
 from compat_restore.names import Role, RoleKind, classify, sort_key
@@ -73,8 +72,7 @@ def plan_restore(
     return planner.plan(strict=strict, skip_mismatched=skip_mismatched, allow_empty=allow_empty)
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
+class _Way(NamedTuple):
     """Where a name leads: to a variable, to several that go by it, or nowhere."""
 
     name: str
@@ -126,6 +124,8 @@ class _Planner:
                 wanted.append((name, rule, ways))
                 continue
             self._leave_out(name, *skip)
+            if self.targets is None:
+                continue  # whose variables would lack nothing
             for way in ways:
                 if way.target is not None:
                     self.left_out.setdefault(way.target, f"{skip[0]}: '{name}'")
@@ -216,6 +216,7 @@ class _Planner:
     ) -> None:
         """Put a wanted tensor into each variable that was found for it."""
         spec = self.sources[name]
+        shape_stored = spec.known_shape
         for way in ways:
             if len(way.owners) > 1:
                 self.faults.append(
@@ -235,7 +236,7 @@ class _Planner:
             return
         transforms = self.matcher.transforms_of(name)
         try:
-            dtype, shape = transformed_spec(transforms, spec.dtype, spec.known_shape)
+            dtype, shape = transformed_spec(transforms, spec.dtype, shape_stored)
         except RuleError as error:
             self.faults.append(f"tensor '{name}': {error}")
             return
@@ -263,7 +264,7 @@ class _Planner:
                         source=name,
                         target=target,
                         dtype=spec.dtype,
-                        shape=spec.known_shape,
+                        shape=shape_stored,
                         target_dtype=dtype,
                         target_shape=shape,
                         rule=self._decided_by(rule),

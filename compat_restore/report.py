@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from compat_restore.restore_plan import Reason, rules_legend
+from compat_restore.restore_plan import Reason, rules_legend, summary
 from compat_restore.tables import escaped, format_bytes, format_statuses
-from compat_restore.tensors import DType, format_shape
 from compat_restore.transforms import transform_to_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from compat_restore.restore_plan import Mismatch, RestoreItem, RestorePlan, Unused
+    from compat_restore.tensors import DType
 
 __all__ = ["Initialized", "Kept", "Mismatched", "RestoreReport", "Restored", "left_at_first_value"]
 
 _JSON_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
+class Restored(NamedTuple):
     """A variable that holds what the checkpoint had for it.
 
     Attributes:
@@ -44,8 +43,7 @@ class Restored:
         return self.item.source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Initialized:
+class Initialized(NamedTuple):
     """A variable that the checkpoint did not set, and that holds an initial value.
 
     Attributes:
@@ -74,8 +72,7 @@ def left_at_first_value(made: RestorePlan, what: str) -> tuple[Initialized, ...]
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class Kept(NamedTuple):
     """A variable that the checkpoint did not set, and that was left as it was found.
 
     Attributes:
@@ -89,8 +86,7 @@ class Kept:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mismatched:
+class Mismatched(NamedTuple):
     """A variable that did not fit its tensor; skipped, because that was asked for.
 
     Attributes:
@@ -263,27 +259,23 @@ class RestoreReport:
 
     def _rows(self, *, full: bool) -> Iterable[tuple[str, str, str, str]]:
         for done in self.restored:
-            spec = f"{done.item.target_dtype}{format_shape(done.item.target_shape)}"
-            yield "restored", done.name, spec, done.item.remark(full=full)
+            item = done.item
+            spec = summary(item.target_dtype, item.target_shape)
+            yield "restored", item.target, spec, item.remark(full=full)
         for off in self.mismatched:
-            spec = f"{off.pair.target_dtype}{format_shape(off.pair.target_shape)}"
+            spec = summary(off.pair.target_dtype, off.pair.target_shape)
             yield "mismatched", off.name, spec, f"{off.pair.remark()}; {off.outcome}"
         for fresh in self.initialized:
-            yield (
-                "initialized",
-                fresh.name,
-                f"{fresh.dtype}{format_shape(fresh.shape)}",
-                fresh.reason,
-            )
+            yield "initialized", fresh.name, summary(fresh.dtype, fresh.shape), fresh.reason
         for kept in self.kept:
-            yield "kept", kept.name, f"{kept.dtype}{format_shape(kept.shape)}", kept.reason
+            yield "kept", kept.name, summary(kept.dtype, kept.shape), kept.reason
         plain: dict[str, int] = {}
         for skip in self.unused:
             if not full and skip.reason in _PLAIN_REASONS:
-                remark = str(skip.reason)
+                remark = skip.reason.value
                 plain[remark] = plain.get(remark, 0) + 1
                 continue
-            yield "unused", skip.name, f"{skip.dtype}{format_shape(skip.shape)}", skip.remark()
+            yield "unused", skip.name, summary(skip.dtype, skip.shape), skip.remark()
         for remark, count in plain.items():
             yield "unused", f"{count} {'tensor' if count == 1 else 'tensors'}", "", remark
 

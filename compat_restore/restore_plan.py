@@ -3,13 +3,16 @@
 A plan is frozen data in which every tensor of the checkpoint and every variable of the target
 stands exactly once. It can be printed, saved, read back in another process, and carried out there.
 `planner.py` makes plans.
+
+Its rows are named tuples: a plan has as many as there are tensors (see `tensors.py`).
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.errors import PlanError
 from compat_restore.names import in_order
@@ -63,8 +66,7 @@ class Reason(str, enum.Enum):
         return self.value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreItem:
+class RestoreItem(NamedTuple):
     """A tensor that goes into a variable.
 
     Attributes:
@@ -113,8 +115,7 @@ class RestoreItem:
         return ", ".join(remarks)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unused:
+class Unused(NamedTuple):
     """A tensor of the checkpoint that goes nowhere.
 
     Attributes:
@@ -134,8 +135,7 @@ class Unused:
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
+class Missing(NamedTuple):
     """A variable of the target that the checkpoint does not set.
 
     Attributes:
@@ -155,8 +155,7 @@ class Missing:
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """A tensor and a variable that belong together and do not fit; skipped because that was asked.
 
     Attributes:
@@ -425,6 +424,7 @@ def misfit(dtype: DType, shape: Shape, target: TensorSpec) -> Reason | None:
     return None if dtype is target.dtype else Reason.DTYPE
 
 
+@lru_cache(maxsize=4096)
 def summary(dtype: DType, shape: tuple[int | None, ...] | None) -> str:
     """Return dtype and shape in one word: `float32[3,4]`."""
     return f"{dtype}{format_shape(shape)}"

@@ -59,10 +59,9 @@ class Rename:
         match = compiled(self.pattern).fullmatch(name)
         if match is None:
             return None
-        if self.to is None:
-            return ()
-        replacements = (self.to,) if isinstance(self.to, str) else self.to
-        return tuple(match.expand(replacement) for replacement in replacements)
+        if isinstance(self.to, str):
+            return (match.expand(self.to),)
+        return tuple(match.expand(replacement) for replacement in self.to or ())
 
     def __str__(self) -> str:
         if self.to is None:
@@ -409,6 +408,8 @@ def first_match(patterns: Sequence[str]) -> Callable[[str], int | None]:
             others.append((number, compiled(pattern)))
         else:
             literals.setdefault(literal, number)
+    if not others:
+        return literals.get
 
     def first(name: str) -> int | None:
         exact = literals.get(name)

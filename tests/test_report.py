@@ -34,7 +34,7 @@ def report(**changes: object) -> RestoreReport:
         item("net/l_0/w", "my/l_0/w", 3, 4, rule="rename 1"),
         item("net/l_1/w", "my/l_1/w", 3, 4, rule="rename 1"),
         item("net/l_2/w", "my/l_2/w", 5, 4, rule="rename 1"),
-        replace(item("flat", "flat", 2, 3), transforms=(Transpose((1, 0)),), target_shape=(3, 2)),
+        item("flat", "flat", 2, 3)._replace(transforms=(Transpose((1, 0)),), target_shape=(3, 2)),
     )
     pair = Mismatch(
         source="net/fc",
@@ -186,7 +186,7 @@ def test_the_title_says_what_was_done(changes: dict, title: str):
 
 def test_what_was_not_read_back_has_no_digest():
     made = report()
-    bare = replace(made, restored=(replace(made.restored[0], digest=None),))
+    bare = replace(made, restored=(made.restored[0]._replace(digest=None),))
     assert json.loads(bare.to_json())["restored"][0]["digest"] is None
 
 
