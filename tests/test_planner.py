@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +32,7 @@ def item(source: str, target: str | None = None, rule: str | None = None, **chan
         target_shape=(2, 3),
         rule=rule,
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def unused(name: str, reason: Reason, detail: str = "") -> Unused:

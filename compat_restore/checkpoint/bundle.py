@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, pairwise, repeat
 from struct import iter_unpack
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,7 +69,7 @@ from compat_restore.tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from compat_restore.checkpoint.files import ByteSource
     from compat_restore.checkpoint.object_graph import ObjectGraph
@@ -146,17 +146,24 @@ class BundleEntry(NamedTuple):
 
     def encode(self) -> bytes:
         """Encode the entry."""
-        dims = b"".join(wire.bytes_field(2, wire.varint_field(1, dim)) for dim in self.shape)
-        fixed32 = wire.write_varint(6 << 3 | wire.FIXED32) + self.checksum.to_bytes(4, "little")
-        return (
-            wire.varint_field(1, self.dtype.number)
-            + wire.bytes_field(2, dims)
-            + wire.varint_field(3, self.shard)
-            + wire.varint_field(4, self.offset)
-            + wire.varint_field(5, self.size)
-            + (fixed32 if self.checksum else b"")
-            + b"".join(wire.bytes_field(7, encode_slice(part)) for part in self.slices)
-        )
+        pieces = [_encoded_start(self.dtype, self.shape)]
+        if self.shard:
+            pieces.append(wire.varint_field(3, self.shard))
+        if self.offset:
+            pieces += b"\x20", wire.write_varint(self.offset)
+        if self.size:
+            pieces += b"\x28", wire.write_varint(self.size)
+        if self.checksum:
+            pieces += b"\x35", self.checksum.to_bytes(4, "little")
+        pieces += [wire.bytes_field(7, encode_slice(part)) for part in self.slices]
+        return b"".join(pieces)
+
+
+@lru_cache(maxsize=4096)
+def _encoded_start(dtype: DType, shape: Shape) -> bytes:
+    """Return the fields `dtype` and `shape` of an entry, which many share."""
+    dims = b"".join(wire.bytes_field(2, wire.varint_field(1, dim)) for dim in shape)
+    return wire.varint_field(1, dtype.number) + wire.bytes_field(2, dims)
 
 
 def _usual_entries(values: Sequence[bytes]) -> list[BundleEntry | None]:
@@ -369,32 +376,39 @@ class BundleReader(CheckpointReader):
             raise DamagedCheckpointError(
                 f"'{index.name}' is empty: the index was never written; is there another copy?"
             )
-        items = TableReader(index).items()
-        key, value = next(items, (b"", b""))
-        if key != b"" or not value:
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for more_keys, more_values in TableReader(index).blocks():
+            keys += more_keys
+            values += more_values
+        if not keys or keys[0] != b"" or not values[0]:
+            key = keys[0] if keys else b""
             raise CheckpointFormatError(
                 f"'{index.name}' is a table, but no tensor bundle: its first key is {key!r}, a "
                 'bundle\'s is "" and holds the header'
             )
-        self._decode_header(index, value)
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        for key, value in items:
-            keys.append(key)
-            values.append(value)
+        self._decode_header(index, values[0])
+        del keys[0], values[0]
+        entries = self._decode_entries(index, keys, values)
         names = bisect_left(keys, _AFTER_SLICE_KEYS)  # they ascend
-        entries = []
-        for number, usual in enumerate(_usual_entries(values)):
-            try:
-                entries.append(usual or BundleEntry.decode(values[number]))
-            except (wire.WireError, CheckpointFormatError) as error:
-                raise _malformed(index, keys[number], error) from None
         self._slices = dict(zip(keys[:names], entries, strict=False))
         try:
             decoded = [key.decode() for key in keys[names:]]
         except UnicodeDecodeError as error:
             raise _malformed(index, error.object, error) from None
         self._entries = dict(zip(decoded, entries[names:], strict=True))
+
+    def _decode_entries(
+        self, index: ByteSource, keys: list[bytes], values: list[bytes]
+    ) -> list[BundleEntry]:
+        found = _usual_entries(values)
+        for number, entry in enumerate(found):
+            if entry is None:
+                try:
+                    found[number] = BundleEntry.decode(values[number])
+                except (wire.WireError, CheckpointFormatError) as error:
+                    raise _malformed(index, keys[number], error) from None
+        return found  # type: ignore[return-value]  # there is no None left
 
     def _decode_header(self, index: ByteSource, data: bytes) -> None:
         try:
@@ -416,16 +430,13 @@ class BundleReader(CheckpointReader):
     def _check_data_files(self) -> None:
         """Check that each data file that an entry needs is there and long enough."""
         ends: dict[int, int] = {}
-        last: dict[int, str | bytes] = {}  # which key's bytes end there
-        keyed: Iterable[tuple[str | bytes, BundleEntry]] = self._entries.items()
-        for key, (_, _, shard, offset, size, _, _) in chain(keyed, self._slices.items()):
+        for key, (_, _, shard, offset, size, _, _) in self._keyed():
+            if size and offset + size > ends.get(shard, 0):
+                ends[shard] = offset + size
             if shard >= self._shards:
                 raise DamagedCheckpointError(
                     f"'{self.path}.index' puts {key!r} into data file {shard} of {self._shards}"
                 )
-            if size and offset + size > ends.get(shard, 0):
-                ends[shard] = offset + size
-                last[shard] = key
         missing = [
             name
             for shard in ends
@@ -436,9 +447,12 @@ class BundleReader(CheckpointReader):
         for shard, end in ends.items():
             file = self._file(shard)
             if file.size < end:
-                what = (
-                    f"has {file.size} bytes, and tensor '{_shown(last[shard])}' ends at byte {end}"
+                last = next(
+                    key
+                    for key, entry in self._keyed()
+                    if entry.size and (entry.shard, entry.offset + entry.size) == (shard, end)
                 )
+                what = f"has {file.size} bytes, and tensor '{_shown(last)}' ends at byte {end}"
                 if file.read(0, min(file.size, len(_LFS_POINTER))) == _LFS_POINTER:
                     raise DamagedCheckpointError(
                         f"'{file.name}' {what}: it is a Git LFS pointer, not the data; run "
@@ -448,6 +462,11 @@ class BundleReader(CheckpointReader):
                     f"'{file.name}' {what}: the file is cut short, or belongs to another "
                     "checkpoint; copy or download it again"
                 )
+
+    def _keyed(self) -> Iterator[tuple[str | bytes, BundleEntry]]:
+        """Return every entry, those of parts too, and what stands for it in a message."""
+        named: Iterable[tuple[str | bytes, BundleEntry]] = self._entries.items()
+        return chain(named, self._slices.items())
 
     def _missing_message(self, missing: list[str]) -> str:
         folder, stem = split(self.path)

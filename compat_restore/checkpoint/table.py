@@ -19,6 +19,8 @@ of the next, and its value is that block's BlockHandle.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from operator import lt
 from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.checksum import crc32c, mask
@@ -100,7 +102,7 @@ class TableReader:
         self._block(metaindex)
         self._index: list[tuple[bytes, BlockHandle]] = []
         self._last: tuple[BlockHandle, dict[bytes, bytes]] | None = None
-        for key, value in self._entries(index):
+        for key, value in zip(*self._entries(index), strict=True):
             try:
                 handle, _ = BlockHandle.decode(value)
             except WireError as error:
@@ -113,15 +115,28 @@ class TableReader:
         Raises:
             DamagedCheckpointError: a block is damaged or keys do not ascend; never a short list.
         """
+        for keys, values in self.blocks():
+            yield from zip(keys, values, strict=True)
+
+    def blocks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Yield (keys, values) of each block in turn: the same as `items`, for many at once.
+
+        Raises:
+            DamagedCheckpointError: a block is damaged or keys do not ascend; never a short list.
+        """
         last: bytes | None = None
         for bound, handle in self._index:
-            for key, value in self._entries(handle):
-                if last is not None and key <= last:
-                    raise self._damaged(f"has the key {key!r} after {last!r}: keys must ascend")
-                last = key
-                yield key, value
-            if last is not None and last > bound:
+            keys, values = self._entries(handle)
+            if not keys:
+                continue
+            if last is not None and keys[0] <= last:
+                raise self._disordered(last, keys[0])
+            if not all(map(lt, keys, keys[1:])):
+                raise self._disordered(*next((a, b) for a, b in pairwise(keys) if b <= a))
+            last = keys[-1]
+            if last > bound:
                 raise self._damaged(f"has the key {last!r} in a block that ends at {bound!r}")
+            yield keys, values
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None if the table does not have it.
@@ -137,10 +152,13 @@ class TableReader:
         handle = self._index[at][1]
         if self._last is not None and self._last[0] == handle:
             return self._last[1].get(key)
-        entries = dict(self._entries(handle))
+        entries = dict(zip(*self._entries(handle), strict=True))
         # Small values share a block, and are asked for in turn. A large value has its own.
         self._last = (handle, entries) if handle.size <= 2 * BLOCK_SIZE else None
         return entries.get(key)
+
+    def _disordered(self, key: bytes, after: bytes) -> DamagedCheckpointError:
+        return self._damaged(f"has the key {after!r} after {key!r}: keys must ascend")
 
     def _damaged(self, what: str) -> DamagedCheckpointError:
         return DamagedCheckpointError(
@@ -187,7 +205,7 @@ class TableReader:
             raise self._damaged(f"has a snappy block at {handle.offset} of a false size")
         return plain
 
-    def _entries(self, handle: BlockHandle) -> list[tuple[bytes, bytes]]:
+    def _entries(self, handle: BlockHandle) -> tuple[list[bytes], list[bytes]]:
         data = self._block(handle)
         try:
             return _parse_block(data)
@@ -200,8 +218,8 @@ def _footer(metaindex: BlockHandle, index: BlockHandle) -> bytes:
     return handles.ljust(FOOTER_SIZE - len(MAGIC), b"\0") + MAGIC
 
 
-def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the entries of a block's contents.
+def _parse_block(data: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Return the keys and the values of a block's contents.
 
     Raises:
         WireError: it is malformed.
@@ -213,7 +231,8 @@ def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
     end = size - 4 - 4 * restarts
     if end < 0:
         raise WireError(f"{restarts} restart points in {size} bytes")
-    entries = []
+    keys: list[bytes] = []
+    values: list[bytes] = []
     position, key = 0, b""
     while position < end:
         # Nearly every header is three one-byte varints: take those without a call. One that goes
@@ -230,8 +249,9 @@ def _parse_block(data: bytes) -> list[tuple[bytes, bytes]]:
         if position > end or shared > len(key):
             raise WireError(f"an entry at byte {start} that reaches past the block's {end}")
         key = key[:shared] + data[start:middle]
-        entries.append((key, data[middle:position]))
-    return entries
+        keys.append(key)
+        values.append(data[middle:position])
+    return keys, values
 
 
 class TableBuilder:
@@ -299,10 +319,13 @@ class _BlockBuilder:
         if self._count % self._interval == 0:
             self._restarts.append(self.size)
         else:
-            limit = min(len(key), len(self._last))
-            while shared < limit and key[shared] == self._last[shared]:
-                shared += 1
-        header = write_varint(shared) + write_varint(len(key) - shared) + write_varint(len(value))
+            shared = _shared(key, self._last)
+        unshared, length = len(key) - shared, len(value)
+        header = (
+            bytes((shared, unshared, length))
+            if shared | unshared | length < 0x80  # nearly always
+            else write_varint(shared) + write_varint(unshared) + write_varint(length)
+        )
         piece = header + key[shared:] + value
         self._pieces.append(piece)
         self.size += len(piece)
@@ -313,3 +336,11 @@ class _BlockBuilder:
         restarts = self._restarts or [0]
         numbers = (*restarts, len(restarts))
         return b"".join(self._pieces) + b"".join(n.to_bytes(4, "little") for n in numbers)
+
+
+def _shared(key: bytes, other: bytes) -> int:
+    """Return how many bytes two keys begin with in common."""
+    size = min(len(key), len(other))
+    # The first bit in which the two differ as numbers stands in the first byte that differs.
+    differing = int.from_bytes(key[:size], "big") ^ int.from_bytes(other[:size], "big")
+    return size - (differing.bit_length() + 7) // 8

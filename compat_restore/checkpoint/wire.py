@@ -36,6 +36,7 @@ __all__ = [
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 _UINT64 = (1 << 64) - 1
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
 
 class WireError(ValueError):
@@ -138,6 +139,8 @@ def text_of(payload: int | bytes) -> str:
 
 def write_varint(value: int) -> bytes:
     """Return the varint of `value`; a negative one as its 64-bit two's complement."""
+    if 0 <= value < 0x80:  # by far the most: no loop
+        return _ONE_BYTE[value]
     value &= _UINT64
     out = bytearray()
     while value > 0x7F:
