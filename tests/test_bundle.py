@@ -16,6 +16,7 @@ from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.bundle import (
     BundleEntry,
     BundleReader,
+    _usual_entries,
     data_file,
 )
 from compat_restore.checkpoint.checksum import crc32c, mask
@@ -31,7 +32,7 @@ from compat_restore.errors import (
     UsageError,
 )
 from compat_restore.names import RoleKind
-from compat_restore.tensors import DType, Slice
+from compat_restore.tensors import DType, Slice, element_count
 
 GOLDEN = ("plain", "partitioned", "sharded", "dtypes", "object_based")
 
@@ -528,3 +529,107 @@ def test_a_closed_checkpoint_cannot_be_read(golden):
         name = next(iter(reader.specs()))
     with pytest.raises(UsageError, match="closed"):
         reader.read(name)
+
+
+# Entries as every writer writes them are decoded together (see `_usual_entries`)
+
+usual = st.builds(
+    lambda dtype, shape, shard, offset, checksum: BundleEntry(
+        dtype, shape, shard, offset, element_count(shape) * dtype.itemsize, checksum
+    ),
+    st.sampled_from([DType.float32, DType.int64, DType.bool, DType.bfloat16]),
+    st.sampled_from([(), (3,), (0, 4), (200, 7), (1, 1, 1, 40_000)]),
+    st.sampled_from([0, 0, 1, 127, 128, 99_998]),
+    st.integers(0, (1 << 64) - 1) | st.integers(0, 1 << 20),
+    st.integers(0, (1 << 32) - 1),
+)
+unusual = st.sampled_from(
+    [
+        BundleEntry(DType.string, (2,), 0, 5, 9, 77),
+        BundleEntry(DType.float32, (4,), slices=(Slice((0,), (2,)), Slice((2,), (2,)))),
+        BundleEntry(DType.float32, (4,), 0, 0, 15, 77),
+    ]
+)
+
+
+def decoded(value):
+    """Return the entry of a value as it is decoded alone, None if it is at fault."""
+    try:
+        return BundleEntry.decode(value)
+    except (wire.WireError, CheckpointFormatError):
+        return None
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_entries_that_are_decoded_together_are_as_each_is_alone(data):
+    values = [entry.encode() for entry in data.draw(st.lists(usual | unusual, max_size=6))] * 3
+    for _ in range(data.draw(st.integers(0, 6)) if values else 0):
+        at = data.draw(st.integers(0, len(values) - 1))
+        value = bytearray(values[at])
+        place = data.draw(st.integers(0, len(value)))
+        how_many = data.draw(st.integers(0, 2))
+        value[place : place + how_many] = data.draw(st.binary(max_size=2))
+        values[at] = bytes(value)
+        # As many of that form that they are decoded together, the others with a byte of their own.
+        for _ in range(data.draw(st.integers(0, 3))):
+            if value:
+                value[data.draw(st.integers(0, len(value) - 1))] ^= 1 << data.draw(
+                    st.integers(0, 7)
+                )
+            values.append(bytes(value))
+    for value, entry in zip(values, _usual_entries(values), strict=True):
+        assert entry is None or entry == decoded(value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"offset": 1},
+        {"offset": 127},
+        {"offset": 128},
+        {"offset": (1 << 63) - 1},
+        {"shard": 1},
+        {"shard": 127, "offset": 1 << 40},
+    ],
+)
+def test_what_writers_write_is_what_is_decoded_together(fields):
+    for shape, size in (((), 4), ((3, 200), 2400), ((0,), 0), ((1,) * 31, 4)):
+        entry = BundleEntry(DType.float32, shape, size=size, checksum=0x01020304, **fields)
+        assert _usual_entries([entry.encode()] * 3) == [entry] * 3
+
+
+def test_a_fault_among_many_entries_is_told_with_its_name(tmp_path):
+    entries = {f"w{number:03}": entry_of(b"12", DType.int16, (1,)) for number in range(100)}
+    entries["w050"] = entries["w050"]._replace(size=3)
+    with pytest.raises(DamagedCheckpointError, match=r"malformed entry for b'w050': 3 bytes"):
+        open_checkpoint(bundle(tmp_path, entries, b"12"))
+
+
+def test_the_tensor_that_ends_past_its_data_is_told_of_many(tmp_path):
+    entries = {
+        f"w{number:03}": entry_of(b"12", DType.int16, (1,), offset=number) for number in range(100)
+    }
+    entries["empty"] = entry_of(b"", DType.int16, (0,), offset=101)
+    with pytest.raises(DamagedCheckpointError, match="tensor 'w099' ends at byte 101"):
+        open_checkpoint(bundle(tmp_path, entries, bytes(100)))
+
+
+def test_a_name_among_many_that_is_no_text_is_damage(tmp_path):
+    entries = {f"w{number:03}": entry_of(b"12", DType.int16, (1,)) for number in range(100)}
+    entries[b"w05\xff"] = entries["w050"]
+    with pytest.raises(DamagedCheckpointError, match=r"malformed entry for b.w05.xff"):
+        open_checkpoint(bundle(tmp_path, entries, b"12"))
+
+
+@pytest.mark.parametrize("shard", [0, 5])
+def test_every_flipped_bit_of_an_entry_is_seen_among_many_as_it_is_alone(shard):
+    entry = BundleEntry(DType.float32, (2, 3), shard, 0x0A0B0C, 24, 0x01020304)
+    whole = entry.encode()
+    assert _usual_entries([whole] * 3) == [entry] * 3
+    for bit in range(8 * len(whole)):
+        value = flipped(whole, bit // 8, 1 << bit % 8)
+        for values in ([value] * 3, [whole, whole, whole, value]):
+            for one, found in zip(values, _usual_entries(values), strict=True):
+                assert found is None or found == decoded(one), one.hex(" ")

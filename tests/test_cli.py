@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -235,6 +236,31 @@ def test_inspect_imports_neither_tensorflow_nor_numpy(checkpoint: str):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_inspect_starts_without_what_only_other_commands_need(checkpoint: str):
+    code = (
+        "import sys; from compat_restore.cli import main; "
+        f"status = main(['inspect', {checkpoint!r}]); "
+        "print([m for m in ('dataclasses', 'inspect', 'shutil', 'compat_restore.rules') "
+        "if m in sys.modules], status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("50", 48), ("0", 78), ("wide", 78)])
+def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys, columns: str, width: int):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["inspect", "--help"]) == 0
+    lines = capsys.readouterr().out.partition("--drop-slots")[2].partition("--allow")[0].split("\n")
+    assert width - 15 < max(map(len, lines)) <= width
+
+
+def test_main_leaves_the_collector_as_it_was(checkpoint: str):
+    before = gc.get_threshold(), gc.get_freeze_count()
+    assert main(["inspect", checkpoint]) == 0
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect"], ["inspect", "--json"]])
