@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from compat_restore.tensors import TensorSpec
 
+    _AnyShape = tuple[int | None, ...] | None
+
 __all__ = [
     "OBJECT_GRAPH_KEY",
     "Role",
@@ -63,6 +65,7 @@ class Role(NamedTuple):
 
 
 _VARIABLE = Role(RoleKind.VARIABLE)
+_BOOKKEEPING_ROLE = Role(RoleKind.BOOKKEEPING)
 
 # Slot names that TensorFlow's optimizers, and the best known others, give. A custom optimizer's
 # slots carry the name that it was made with: recognised where it says "optimizer". (Words and not
@@ -161,11 +164,12 @@ def classify(specs: Mapping[str, TensorSpec]) -> dict[str, Role]:
     roles = {}
     for name, spec in specs.items():
         scope, separator, last = name.rpartition("/")
+        kind = _told_by(last) if separator else None
         # Nearly all are variables, which their last part tells.
-        if spec.shape == () or (separator and _told_by(last)):
-            roles[name] = _role(name, scope, last, specs)
-        else:
+        if kind is None and spec.shape != ():
             roles[name] = _VARIABLE
+        else:
+            roles[name] = _role(spec, scope, last, kind, specs)
     if OBJECT_GRAPH_KEY in specs:
         roles[OBJECT_GRAPH_KEY] = Role(RoleKind.CONTAINER)
     return roles
@@ -215,29 +219,30 @@ def _without_part(name: str) -> str:
     return whole if separator and number.isdecimal() else name
 
 
-def _role(name: str, scope: str, last: str, specs: Mapping[str, TensorSpec]) -> Role:
-    kind = _told_by(last)
-    if kind and 0 < name.count("/") <= _MOST_SCOPES:
-        owner = (
-            _debiased_owner(scope, last, name, specs)
-            if last in _ZERO_DEBIAS
-            else _owner(scope, name, specs)
-        )
+def _role(
+    spec: TensorSpec,
+    scope: str,
+    last: str,
+    kind: RoleKind | None,
+    specs: Mapping[str, TensorSpec],
+) -> Role:
+    if kind is not None and scope.count("/") < _MOST_SCOPES:
+        find = _averaged if last in _ZERO_DEBIAS else _owner
+        owner = find(scope, last, spec.shape, specs)
         if owner:
             return Role(kind, owner, last)
-    if specs[name].shape == () and _is_bookkeeping(scope, last):
-        return Role(RoleKind.BOOKKEEPING)
+    if spec.shape == () and _is_bookkeeping(scope, last):
+        return _BOOKKEEPING_ROLE
     return _VARIABLE
 
 
-def _owner(scope: str, name: str, specs: Mapping[str, TensorSpec]) -> str | None:
+def _owner(scope: str, _: str, shape: _AnyShape, specs: Mapping[str, TensorSpec]) -> str | None:
     """Return the variable that the slot `scope`/... belongs to, if it is there in the same shape.
 
     Three ways in which slots were named: under the variable; under the variable in further outer
     scopes (`train/net/w/RMSProp`, `net/net/w/Adam`); and under the variable and a cut-short copy
     of its name (`dnn/logits/biases/ogits/biases/part_0/RMSProp`).
     """
-    shape = specs[name].shape
     inner = scope
     while True:
         found = specs.get(inner)
@@ -265,14 +270,14 @@ def _repeats(copy: str, variable: str) -> bool:
     return variable.endswith(_without_part(copy))
 
 
-def _debiased_owner(
-    scope: str, last: str, name: str, specs: Mapping[str, TensorSpec]
+def _averaged(
+    scope: str, last: str, shape: _AnyShape, specs: Mapping[str, TensorSpec]
 ) -> str | None:
     """Return the average that `X/X/average/biased` or `.../local_step` corrects."""
     inner = scope
     while True:
         found = specs.get(inner)
-        if found is not None and (found.shape == specs[name].shape or last == "local_step"):
+        if found is not None and (found.shape == shape or last == "local_step"):
             return inner
         _, separator, inner = inner.partition("/")
         if not separator:

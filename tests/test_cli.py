@@ -253,7 +253,8 @@ def test_inspect_starts_without_what_only_other_commands_need(checkpoint: str):
 def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys, columns: str, width: int):
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["inspect", "--help"]) == 0
-    lines = capsys.readouterr().out.partition("--drop-slots")[2].partition("--allow")[0].split("\n")
+    described = capsys.readouterr().out.partition("\nrules:")[2].partition("--drop-slots")[2]
+    lines = described.partition("--allow")[0].splitlines()
     assert width - 15 < max(map(len, lines)) <= width
 
 

@@ -24,7 +24,7 @@ from bisect import bisect_left
 from functools import lru_cache, partial
 from itertools import chain, pairwise, repeat
 from struct import iter_unpack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.copying import check_tensors, read_checked
@@ -376,39 +376,34 @@ class BundleReader(CheckpointReader):
             raise DamagedCheckpointError(
                 f"'{index.name}' is empty: the index was never written; is there another copy?"
             )
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        for more_keys, more_values in TableReader(index).blocks():
-            keys += more_keys
-            values += more_values
-        if not keys or keys[0] != b"" or not values[0]:
-            key = keys[0] if keys else b""
+        blocks = TableReader(index).blocks()
+        keys, values = next(blocks, ([b""], [b""]))
+        if keys[0] != b"" or not values[0]:
             raise CheckpointFormatError(
-                f"'{index.name}' is a table, but no tensor bundle: its first key is {key!r}, a "
+                f"'{index.name}' is a table, but no tensor bundle: its first key is {keys[0]!r}, a "
                 'bundle\'s is "" and holds the header'
             )
         self._decode_header(index, values[0])
-        del keys[0], values[0]
-        entries = self._decode_entries(index, keys, values)
-        names = bisect_left(keys, _AFTER_SLICE_KEYS)  # they ascend
-        self._slices = dict(zip(keys[:names], entries, strict=False))
-        try:
-            decoded = [key.decode() for key in keys[names:]]
-        except UnicodeDecodeError as error:
-            raise _malformed(index, error.object, error) from None
-        self._entries = dict(zip(decoded, entries[names:], strict=True))
+        self._decode_entries(index, keys[1:], values[1:])
+        for more_keys, more_values in blocks:
+            self._decode_entries(index, more_keys, more_values)
 
-    def _decode_entries(
-        self, index: ByteSource, keys: list[bytes], values: list[bytes]
-    ) -> list[BundleEntry]:
-        found = _usual_entries(values)
-        for number, entry in enumerate(found):
+    def _decode_entries(self, index: ByteSource, keys: list[bytes], values: list[bytes]) -> None:
+        entries = _usual_entries(values)
+        for number, entry in enumerate(entries):
             if entry is None:
                 try:
-                    found[number] = BundleEntry.decode(values[number])
+                    entries[number] = BundleEntry.decode(values[number])
                 except (wire.WireError, CheckpointFormatError) as error:
                     raise _malformed(index, keys[number], error) from None
-        return found  # type: ignore[return-value]  # there is no None left
+        decoded = cast("list[BundleEntry]", entries)
+        names = bisect_left(keys, _AFTER_SLICE_KEYS)  # they ascend
+        self._slices.update(zip(keys[:names], decoded, strict=False))
+        try:
+            texts = [key.decode() for key in keys[names:]]
+        except UnicodeDecodeError as error:
+            raise _malformed(index, error.object, error) from None
+        self._entries.update(zip(texts, decoded[names:], strict=True))
 
     def _decode_header(self, index: ByteSource, data: bytes) -> None:
         try:
