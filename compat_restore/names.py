@@ -126,15 +126,17 @@ def sort_key(name: str) -> str:
     It is the name with the size of each number before its digits, and a character before that
     which is less than any of a name: a string, since those are compared fastest.
     """
-    pieces = _NUMBER.split(name)
-    pieces[1::2] = map(_number_key, pieces[1::2])
+    # Scopes and layers are in many names: each is taken apart once.
+    return "/".join(map(_part_key, name.split("/")))
+
+
+@lru_cache(maxsize=1 << 14)
+def _part_key(part: str) -> str:
+    pieces = _NUMBER.split(part)
+    for at in range(1, len(pieces), 2):
+        digits = pieces[at].lstrip("0")
+        pieces[at] = f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
     return "".join(pieces)
-
-
-@lru_cache(maxsize=4096)
-def _number_key(digits: str) -> str:
-    stripped = digits.lstrip("0")
-    return f"\0{chr(min(len(stripped), sys.maxunicode))}{stripped}"
 
 
 def without_model_name(names: Iterable[str]) -> dict[str, str]:

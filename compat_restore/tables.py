@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from compat_restore.names import sort_key
@@ -158,9 +159,10 @@ def _patterns(
     skeleton: tuple[str, ...], members: list[tuple[str, ...]]
 ) -> Iterable[tuple[str, int]]:
     """Yield (pattern, count) for names of one skeleton, given by their numbers."""
+    form = "%s".join(piece.replace("%", "%%") for piece in skeleton)
     if len(members) == 1 or not members[0]:
         for numbers in members:
-            yield _join(skeleton, numbers), 1
+            yield form % numbers, 1
         return
     columns = list(zip(*members, strict=True))
     choices = [frozenset(column) for column in columns]
@@ -168,18 +170,17 @@ def _patterns(
     for choice in choices:
         combinations *= len(choice)
     if combinations == len(members) == len(set(members)):
-        yield _join(skeleton, [_range(choice) for choice in choices]), len(members)
+        yield form % tuple(map(_range, choices)), len(members)
         return
     # Not every combination: fold by the last number that varies, whatever stands before it.
     at = max(index for index, choice in enumerate(choices) if len(choice) > 1)
-    varying = columns[at]
-    columns[at] = ("",) * len(members)
     parts: dict[tuple[str, ...], list[str]] = {}
-    for fixed, number in zip(zip(*columns, strict=True), varying, strict=True):
-        parts.setdefault(fixed, []).append(number)
-    for fixed, found in parts.items():
-        choice = frozenset(found)
-        yield _join(skeleton, [*fixed[:at], _range(choice), *fixed[at + 1 :]]), len(choice)
+    fixed = zip(*columns[:at], repeat("", len(members)), *columns[at + 1 :], strict=True)
+    for numbers, number in zip(fixed, columns[at], strict=True):
+        parts.setdefault(numbers, []).append(number)
+    for numbers, varying in parts.items():
+        choice = frozenset(varying)
+        yield form % (*numbers[:at], _range(choice), *numbers[at + 1 :]), len(choice)
 
 
 @lru_cache(maxsize=1024)
@@ -197,10 +198,3 @@ def _range(choice: frozenset[str]) -> str:
             pieces.append([digits])
     shown = [f"{piece[0]}-{piece[-1]}" if len(piece) > 2 else ",".join(piece) for piece in pieces]
     return "{" + ",".join(shown) + "}"
-
-
-def _join(skeleton: Sequence[str], numbers: Sequence[str]) -> str:
-    out = [""] * (len(skeleton) + len(numbers))
-    out[::2] = skeleton
-    out[1::2] = numbers
-    return "".join(out)

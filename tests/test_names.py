@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -222,3 +223,21 @@ def test_a_model_s_name_is_left_out_where_what_remains_is_clear():
     assert without_model_name(["a/fc/w", "b/fc/w"]) == {}
     assert without_model_name(["encoder/lstm_cell/w", "head/w"]) == {}
     assert without_model_name(["a/fc/w", "fc/w"]) == {}
+
+
+def pieces_of(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return what a name is sorted by, spelled out: numbers by their size, before any text."""
+    return tuple(
+        (0, int(piece), "") if piece[0] in "0123456789" else (1, 0, piece)
+        for piece in re.split("([0-9]+)", name)
+        if piece
+    )
+
+
+some_names = st.text("ab01239/_-é", max_size=12)
+
+
+@given(some_names, some_names)
+def test_two_names_sort_as_their_numbers_and_words_do(one, other):
+    assert (sort_key(one) < sort_key(other)) == (pieces_of(one) < pieces_of(other))
+    assert (sort_key(one) == sort_key(other)) == (pieces_of(one) == pieces_of(other))
