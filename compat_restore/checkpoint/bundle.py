@@ -27,7 +27,6 @@ from struct import iter_unpack
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from compat_restore.checkpoint import wire
-from compat_restore.checkpoint.copying import check_tensors, read_checked
 from compat_restore.checkpoint.files import (
     absolute,
     is_regular_file,
@@ -340,6 +339,8 @@ class BundleReader(CheckpointReader):
 
     def verify(self, names: Iterable[str]) -> None:
         """Check the bytes of tensors against their checksums, in chunks, decoding nothing."""
+        from compat_restore.checkpoint.copying import check_tensors
+
         faults: list[str] = []
         pieces: list[tuple[str, BundleEntry]] = []
         for name in names:
@@ -479,12 +480,12 @@ class BundleReader(CheckpointReader):
 
     def _object_graph(self) -> ObjectGraph | None:
         spec = self._specs.get(OBJECT_GRAPH_KEY)
-        if spec is None or spec.dtype is not DType.string or spec.shape != ():
+        if spec is None or spec.dtype is not DType.string or spec.shape != () or spec.slices:
             return None
         from compat_restore.checkpoint.object_graph import ObjectGraph
 
         try:
-            graph = ObjectGraph.decode(bytes(self._read(OBJECT_GRAPH_KEY)[()]))
+            graph = ObjectGraph.decode(self._string(OBJECT_GRAPH_KEY))
         except wire.WireError as error:
             raise DamagedCheckpointError(
                 f"checkpoint '{self.path}' has a malformed object graph: {error}"
@@ -633,7 +634,17 @@ class BundleReader(CheckpointReader):
             full[where] = self._whole(label, stored)
         return full
 
+    def _string(self, key: str) -> bytes:
+        """Return the only element of a string tensor, without NumPy."""
+        from compat_restore.checkpoint.copying import read_checked
+        from compat_restore.checkpoint.strings import decode_strings
+
+        ((label, entry),) = self._parts(key, self._entries[key])
+        return decode_strings(read_checked(label, self._place(entry)), 1)[0][0]
+
     def _whole(self, label: str, entry: BundleEntry) -> Array:
+        from compat_restore.checkpoint.copying import read_checked
+
         numpy_dtype(entry.dtype)  # opaque values are told before they are read
         data = read_checked(label, self._place(entry))
         return decode_values(data, entry, big_endian=self._big_endian)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from compat_restore import __version__
@@ -54,6 +52,7 @@ _VERBS = {
     "diff": "compare two checkpoints, byte by byte",
     "demo": "make a checkpoint, restore it in TF1 and TF2, convert it (needs TensorFlow)",
 }
+_LEAVING_NOTHING = ("inspect",)  # verbs with nothing to take back when they are ended
 _STATUS_OF = (
     (DamagedCheckpointError, DAMAGED),
     (CheckpointFormatError, DAMAGED),
@@ -75,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     thresholds = gc.get_threshold()
     gc.set_threshold(_ALLOCATIONS, *thresholds[1:])
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+    if not given or given[0] not in _LEAVING_NOTHING:
+        _end_as_by_ctrl_c()
     try:
         status = _run(given)
         sys.stdout.flush()  # here, and not at exit, where its errors could not be told
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except _Terminated:
-        return _fail("terminated", 128 + signal.SIGTERM)
+        return _fail("terminated", 128 + 15)  # of SIGTERM
     finally:
         gc.set_threshold(*thresholds)
         if arguments is None:  # the process ends: Python need not look through what is left
@@ -103,6 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _Terminated(BaseException):
     """SIGTERM came: what was begun is taken back on the way out, as for Ctrl-C."""
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Let SIGTERM raise `_Terminated`."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
 
 
 def _terminated(number: int, frame: object) -> None:
