@@ -334,7 +334,6 @@ def test_shards_of_two_checkpoints_under_one_prefix_are_ambiguous(put):
     ("head", "what"),
     [
         (b"PK\x03\x04", "a zip archive"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"\x80\x02}q\x00", "a pickle"),
         (b"\x1f\x8b\x08", "a gzip file"),
         (b"<!DOCTYPE html>", "a web page"),

@@ -21,7 +21,8 @@ def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
         path: a prefix; one of the checkpoint's files (`.index`, `.data-...`, `.meta`, a V1 file or
             one of its shards, or the pattern `PREFIX-?????-of-NNNNN` of those); a directory with a
             `checkpoint` state file or a single checkpoint in it; a SavedModel's directory; a
-            safetensors file, or the index of a set of them; an npz file.
+            safetensors file, or the index of a set of them; an npz file; a
+            file of Keras (`.h5`, `.weights.h5`, `.keras`).
 
     Returns:
         A reader, to be closed or used in a `with` statement.
@@ -44,6 +45,10 @@ def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
         from compat_restore.checkpoint.npz import NpzReader
 
         return NpzReader(location.path, location.notes)
+    if location.version == "keras":
+        from compat_restore.checkpoint.keras_h5 import KerasH5Reader
+
+        return KerasH5Reader(location.path, location.notes)
     from compat_restore.checkpoint.v1 import V1Reader
 
     return V1Reader(location.path, location.files, location.notes)

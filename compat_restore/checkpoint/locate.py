@@ -50,13 +50,13 @@ _SHARD_FILE = re.compile(r"(?P<stem>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
 _NO_TABLE = re.compile(r".+\.(?:meta|pb|pbtxt|json|txt)|events\.out\.tfevents\..+")
 _OUR_SUFFIXES = (".index", ".meta")
 _SAFETENSORS, _SAFETENSORS_INDEX, _NPZ = ".safetensors", ".safetensors.index.json", ".npz"
+_HDF5 = (".h5", ".hdf5")
 
 # What people take for a checkpoint: (first bytes, what it is, what to do).
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "run `git lfs pull` there"),
-    (b"PK\x03\x04", "a zip archive (PyTorch or .keras)", "open it with the program that wrote it"),
+    (b"PK\x03\x04", "a zip archive (PyTorch?)", "open it with the program that wrote it"),
     (b"\x80\x02", "a pickle (an old PyTorch file?)", "open it with the program that wrote it"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras weights)", "load it with Keras"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
     (b"<!DOCTYPE", "a web page", "the download was refused or redirected; download it again"),
     (b"<html", "a web page", "the download was refused or redirected; download it again"),
@@ -74,7 +74,7 @@ class Location(NamedTuple):
         notes: what should be said about how it was found.
     """
 
-    version: Literal["V1", "V2", "safetensors", "npz"]
+    version: Literal["V1", "V2", "safetensors", "npz", "keras"]
     path: str
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -178,6 +178,8 @@ def _file(path: str) -> Location:
     if not head:
         raise DamagedCheckpointError(f"'{path}' is empty: is there another copy?")
     if not _ends_as_table(path):
+        if _is_of_keras(path, head):
+            return Location("keras", path, (path,))
         if found := _of_another_format(path, head):
             return found
         for magic, what, cure in _FOREIGN:
@@ -407,6 +409,21 @@ def _listed(names: list[str]) -> str:
 def _head(path: str) -> bytes:
     with open_source(path) as file:
         return file.read(0, min(file.size, 64))
+
+
+def _is_of_keras(path: str, head: bytes) -> bool:
+    """Whether a file is HDF5, or a zip archive with Keras's weights in it.
+
+    Where its name alone says so, its reader tells what is wrong with it.
+    """
+    from compat_restore.checkpoint import hdf5, keras_archive
+
+    if head.startswith(b"PK"):
+        with open_source(path) as file:
+            return path.endswith(".keras") or keras_archive.has_weights(file)
+    if head.startswith(hdf5.MAGIC):
+        return True
+    return path.endswith(_HDF5) and not any(head.startswith(magic) for magic, _, _ in _FOREIGN)
 
 
 def _ends_as_table(path: str) -> bool:
