@@ -43,8 +43,8 @@ __all__ = [
 WORTH_SHARING = 1 << 20  # bytes: what is smaller is copied
 BLOCK = 4096  # of the file systems that share blocks; theirs are this or a divisor of it
 _CHUNK = 512 << 10
+_GAP = 4 << 10  # bytes between tensors that are read with them
 _JOINED = 1 << 20  # tensors that follow each other are read together up to this size
-_FLUSHED = 8 << 20  # so much is written before its way to the disk begins
 _FICLONERANGE = 0x4020940D  # linux/fs.h: ioctl(to, FICLONERANGE, {from, offset, length, offset})
 
 
@@ -180,11 +180,15 @@ class _Work:
         return self._crcs
 
     def _grouped(self) -> Iterator[tuple[int, int]]:
-        """Yield (first, behind the last) of the tensors to be taken at once, which are joined."""
+        """Yield (first, behind the last) of the tensors to be taken at once.
+
+        They follow each other in the source, with gaps that cost less to read than to pass over,
+        and without any in the output.
+        """
         copies, count = self._copies, len(self._copies)
         at = 0
         while at < count:
-            first, size = at, 0
+            first, kept, end = at, 0, copies[at].stored[0].offset if copies[at].stored else 0
             while at < count:
                 piece = copies[at].stored[0] if len(copies[at].stored) == 1 else None
                 if piece is None or piece.strings is not None or piece.opaque:
@@ -192,12 +196,13 @@ class _Work:
                 start = copies[first].stored[0]
                 if (
                     piece.source is not start.source
-                    or piece.offset != start.offset + size
-                    or size + piece.size > _JOINED
-                    or (self._output and copies[at].offset != copies[first].offset + size)
+                    or not 0 <= piece.offset - end <= _GAP
+                    or piece.offset + piece.size - start.offset > _JOINED
+                    or (self._output and copies[at].offset != copies[first].offset + kept)
                 ):
                     break
-                size += piece.size
+                kept += piece.size
+                end = piece.offset + piece.size
                 at += 1
             at = max(at, first + 1)
             yield first, at
@@ -207,24 +212,26 @@ class _Work:
         if end == first + 1:
             self._one(first, stopped)
             return
-        start = self._copies[first].stored[0]
-        last = self._copies[end - 1].stored[0]
-        size = last.offset + last.size - start.offset
-        offset = self._copies[first].offset
         pieces = [self._copies[at].stored[0] for at in range(first, end)]
-        if self._output is not None and not any(map(self._is_seen, pieces)):
-            self._by_kernel(start.source, start.offset, size, offset, stopped)
+        source, start = pieces[0].source, pieces[0].offset
+        size = pieces[-1].offset + pieces[-1].size - start
+        without_gaps = size == sum(piece.size for piece in pieces)
+        offset = self._copies[first].offset
+        if self._output is not None and without_gaps and not any(map(self._is_seen, pieces)):
+            self._by_kernel(source, start, size, offset, stopped)
             self._crcs[first:end] = [unmask(piece.checksum or 0) for piece in pieces]
             return
-        data = start.source.read(start.offset, size)
+        data = source.read(start, size)
+        found = []
         for at, piece in enumerate(pieces, first):
-            begin = piece.offset - start.offset
-            crc = self._crcs[at] = crc32c(data[begin : begin + piece.size])
+            values = data[piece.offset - start : piece.offset - start + piece.size]
+            crc = self._crcs[at] = crc32c(values)
             if message := self._wrong(self._copies[at].name, piece, crc):
                 self._faults[at] = message
+            if not without_gaps:
+                found.append(values)
         if self._output is not None:
-            self._output.write_at(offset, data)
-            self._output.begin_flush(offset, size)
+            self._output.write_at(offset, data if without_gaps else b"".join(found))
 
     def _one(self, at: int, stopped: Callable[[], bool]) -> None:
         """Copy one tensor, of one piece or several."""
@@ -269,7 +276,7 @@ class _Work:
             self._by_kernel(piece.source, piece.offset, piece.size, offset, stopped)
             return unmask(piece.checksum or 0)
         shared = self._shared(piece, offset)
-        own = done = flushed = 0
+        own = done = 0
         while done < piece.size and not stopped():
             chunk = piece.source.read(piece.offset + done, min(piece.size - done, _CHUNK))
             own = crc32c(chunk, own)
@@ -278,9 +285,6 @@ class _Work:
             if self._output is not None:
                 self._write(shared, offset + done, chunk)
             done += len(chunk)
-            if self._output is not None and (done - flushed >= _FLUSHED or done == piece.size):
-                self._output.begin_flush(offset + flushed, done - flushed)
-                flushed = done
         if done == piece.size and (message := self._wrong(name, piece, own)):
             raise DamagedCheckpointError(message)
         return crc if several else own

@@ -49,7 +49,7 @@ class OutputFile(ClosedAtEnd):
         self._hidden = os.path.join(self._folder, f".{stem[:100]}.{secrets.token_hex(8)}")
         self._named = False  # whether the hidden name exists
         self._placed = False
-        self._flushed = 0
+        self._waiting = 0  # bytes written, whose way to the disk has not begun
         self._made: list[str] = []
         self._descriptor = -1
         try:
@@ -103,9 +103,6 @@ class OutputFile(ClosedAtEnd):
         """
         self.write_at(self.position, data)
         self.position += len(data)
-        if self.position - self._flushed >= _FLUSH_EVERY:
-            self.begin_flush(self._flushed, self.position - self._flushed)
-            self._flushed = self.position
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes at a position; several threads may, each its own.
@@ -119,8 +116,13 @@ class OutputFile(ClosedAtEnd):
                 done += os.pwrite(self._descriptor, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise self._failed(error) from error
+        # Two threads may lose a count to each other: then a flush begins a little later.
+        self._waiting += done
+        if self._waiting >= _FLUSH_EVERY:
+            self._waiting = 0
+            self._begin_flush(max(offset + done - 2 * _FLUSH_EVERY, 0), 2 * _FLUSH_EVERY)
 
-    def begin_flush(self, offset: int, length: int) -> None:
+    def _begin_flush(self, offset: int, length: int) -> None:
         """Let the system begin to bring a range to the disk, so that `sync` has less to wait for.
 
         The advice that a range will not be needed starts its writing, on Linux; pages that are
