@@ -11,9 +11,12 @@ import pytest
 from compat_restore import errors
 from compat_restore.errors import (
     CompatRestoreError,
+    DamagedCheckpointError,
+    DamagedTensorsError,
     FaultsError,
     PlanError,
     TensorNotFoundError,
+    faults_of,
     nearest,
 )
 from compat_restore.rules import InvalidRulesError
@@ -22,6 +25,7 @@ BUILTINS = {
     "CheckpointNotFoundError": FileNotFoundError,
     "CheckpointFormatError": ValueError,
     "DamagedCheckpointError": ValueError,
+    "DamagedTensorsError": DamagedCheckpointError,
     "TensorNotFoundError": KeyError,
     "RuleError": ValueError,
     "TargetError": ValueError,
@@ -37,7 +41,7 @@ BUILTINS = {
 
 
 def test_the_list_of_errors_is_complete():
-    assert set(BUILTINS) == set(errors.__all__) - {"CompatRestoreError", "nearest"}
+    assert set(BUILTINS) == set(errors.__all__) - {"CompatRestoreError", "faults_of", "nearest"}
 
 
 @pytest.mark.parametrize("name", BUILTINS)
@@ -47,7 +51,9 @@ def test_each_error_is_ours_and_also_its_builtin(name: str):
     assert issubclass(kind, BUILTINS[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILTINS) - {"FaultsError", "PlanError"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(BUILTINS) - {"DamagedTensorsError", "FaultsError", "PlanError"})
+)
 def test_an_error_shows_its_message_and_nothing_else(name: str):
     assert str(getattr(errors, name)("no tensor 'a': it's \"gone\"")) == (
         "no tensor 'a': it's \"gone\""
@@ -69,6 +75,17 @@ def test_faults_are_listed_one_a_line():
     assert error.summary == "two faults:"
     assert error.faults == ("a is b", "c is d")
     assert str(error) == "two faults:\n  - a is b\n  - c is d"
+
+
+def test_one_damaged_tensor_is_a_message_and_several_are_a_list():
+    assert str(DamagedTensorsError(["a is cut"])) == "a is cut"
+    both = DamagedTensorsError(["a is cut", "b too"])
+    assert str(both) == "2 tensors are damaged:\n  - a is cut\n  - b too"
+    for error in (both, DamagedTensorsError(["a is cut"])):
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.faults) == (str(error), error.faults)
+    assert faults_of(both) == ("a is cut", "b too")
+    assert faults_of(TensorNotFoundError("gone")) == ("gone",)
 
 
 @pytest.mark.parametrize("kind", [FaultsError, PlanError, InvalidRulesError])
