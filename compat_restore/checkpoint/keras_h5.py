@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.copying import Copy, copy_tensors
@@ -288,14 +287,14 @@ class KerasH5Reader(CheckpointReader):
             self._keys[name] = key
             others[name] = tuple(free[1:])
             if name != key:
-                self._specs[key] = replace(spec, full_name=name)
+                self._specs[key] = spec._replace(full_name=name)
         weights = [name for name, key in self._keys.items() if self._is_named_weight(name, key)]
         if self._model:
             others |= {n: (*others[n], f"{self._model}/{n}") for n in weights}
         elif "legacy" in self.format:
             others |= {n: (short,) for n, short in without_model_name(weights).items()}
         return {
-            name: replace(self._specs[key], name=name, aliases=others[name])
+            name: self._specs[key]._replace(name=name, aliases=others[name])
             for name, key in sorted(self._keys.items())
         }
 
