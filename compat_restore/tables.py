@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from compat_restore.names import sort_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "escaped",
     "fold",
+    "fold_alike",
     "format_bytes",
     "format_statuses",
     "format_table",
@@ -67,13 +68,17 @@ def format_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> li
     A column that is empty in every row is left out.
     """
     lines: list[list[str]] = []
-    for number, column in enumerate(zip(*rows, strict=True)):
+    columns = list(zip(*rows, strict=True))
+    for number, column in enumerate(columns):
         shown = {cell: escaped(cell) for cell in set(column)}
         width = max(map(len, shown.values()))
         if not width:
             continue
         for cell, text in shown.items():
-            shown[cell] = text.rjust(width) if number in right else text.ljust(width)
+            if number in right:
+                shown[cell] = text.rjust(width)
+            elif number < len(columns) - 1:
+                shown[cell] = text.ljust(width)
         lines.append([shown[cell] for cell in column])
     return ["  ".join(cells).rstrip() for cells in zip(*lines, strict=True)]
 
@@ -88,12 +93,17 @@ def format_statuses(rows: Iterable[tuple[str, str, str, str]], *, full: bool = F
         rows: in the order in which the statuses are to stand.
         full: a row for every name; otherwise repeated layers are folded.
     """
-    by_status: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    shown: list[tuple[str, str, str, str]] = []
+    if full:
+        by_name: dict[str, list[tuple[str, str, str, str]]] = {}
+        for status, name, spec, remark in rows:
+            by_name.setdefault(status, []).append((status, spec, "", remarked(name, remark)))
+        return format_table([row for members in by_name.values() for row in members], right=(2,))
+    by_status: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for status, name, *rest in rows:
-        by_status.setdefault(status, []).append((name, tuple(rest)))
-    shown = []
-    for status, members in by_status.items():
-        folded = [(name, 1, rest) for name, rest in members] if full else fold(members)
+        by_status.setdefault(status, {}).setdefault(tuple(rest), []).append(name)
+    for status, alike in by_status.items():
+        folded = fold_alike(alike.items())
         shown += [
             (status, spec, times(count), remarked(name, remark))
             for name, count, (spec, remark) in folded
@@ -123,15 +133,39 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, int, tu
         words; with several such, every combination is there. Rows are folded only where
         everything else is the same, so that a differing shape always has a row of its own.
     """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, rest in rows:
+        alike.setdefault(rest, []).append(name)
+    return fold_alike(alike.items())
+
+
+def fold_alike(
+    alike: Iterable[tuple[tuple[str, ...], Iterable[str]]],
+) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Return what `fold` returns, of names that stand with others of which the same is shown.
+
+    Args:
+        alike: (everything that is shown of them but their names, the names).
+    """
     # Names that have digits at the same places are taken apart at the same places: those are looked
     # for in one of them.
-    alike: dict[tuple[bytes, tuple[str, ...]], list[str]] = {}
-    for name, rest in rows:
-        mask = name.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
-        alike.setdefault((mask, rest), []).append(name)
+    masked: dict[tuple[bytes, tuple[str, ...]], list[str]] = {}
+    for rest, names in alike:
+        masks: dict[bytes, list[str]] = {}
+        for name in names:
+            mask = name.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
+            masks.setdefault(mask, []).append(name)
+        for mask, members in masks.items():
+            masked.setdefault((mask, rest), []).extend(members)
+    return _folded(masked)
+
+
+def _folded(
+    masked: Mapping[tuple[bytes, tuple[str, ...]], list[str]],
+) -> list[tuple[str, int, tuple[str, ...]]]:
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, ...]]] = {}
     folded = []
-    for (encoded, rest), names in alike.items():
+    for (encoded, rest), names in masked.items():
         skeleton = encoded.decode("utf-8", "surrogatepass")
         if _NOTATION.search(skeleton):  # in a pattern it would read as something else
             folded += [(name, 1, rest) for name in names]

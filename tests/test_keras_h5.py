@@ -365,11 +365,10 @@ def test_stored_pieces_are_copied_one_after_another(tmp_path, files):
     template = files / "keras.weights.h5"
     with KerasH5Reader(str(template)) as reader, KerasH5Reader(str(template)) as source:
         (place,) = source.stored("tower/sequential/fc/kernel")
-        from dataclasses import replace
 
         pieces = (
-            replace(place, offset=place.offset + 24, size=24),
-            replace(place, size=24),
+            place._replace(offset=place.offset + 24, size=24),
+            place._replace(size=24),
         )
         spec = reader.variables()["tower/sequential/fc/kernel"]
         content = Content(

@@ -23,6 +23,7 @@ import re
 from bisect import bisect_left
 from functools import lru_cache, partial
 from itertools import chain, pairwise, repeat
+from operator import add
 from struct import iter_unpack
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -68,7 +69,7 @@ from compat_restore.tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from compat_restore.checkpoint.files import ByteSource
     from compat_restore.checkpoint.object_graph import ObjectGraph
@@ -426,13 +427,15 @@ class BundleReader(CheckpointReader):
     def _check_data_files(self) -> None:
         """Check that each data file that an entry needs is there and long enough."""
         ends: dict[int, int] = {}
-        for key, (_, _, shard, offset, size, _, _) in self._keyed():
-            if size and offset + size > ends.get(shard, 0):
-                ends[shard] = offset + size
-            if shard >= self._shards:
-                raise DamagedCheckpointError(
-                    f"'{self.path}.index' puts {key!r} into data file {shard} of {self._shards}"
-                )
+        for entries in (self._entries, self._slices):
+            for shard, end in _ends(entries.values()).items():
+                ends[shard] = max(end, ends.get(shard, 0))
+        if max(ends, default=0) >= self._shards:
+            key, entry = next(pair for pair in self._keyed() if pair[1].shard >= self._shards)
+            raise DamagedCheckpointError(
+                f"'{self.path}.index' puts {key!r} into data file {entry.shard} of {self._shards}"
+            )
+        ends = {shard: end for shard, end in ends.items() if end}
         missing = [
             name
             for shard in ends
@@ -685,6 +688,20 @@ def _specs(entries: Mapping[str, BundleEntry]) -> dict[str, TensorSpec]:
     rows = zip(entries, dtypes, shapes, slices, repeat(()), repeat(None), stored)
     # As `TensorSpec(...)`, without a call of Python for each.
     return dict(zip(entries, map(partial(tuple.__new__, TensorSpec), rows), strict=True))
+
+
+def _ends(entries: Collection[BundleEntry]) -> dict[int, int]:
+    """Return where the last bytes of entries end, by the number of their data file."""
+    if not entries:
+        return {}
+    _, _, shards, offsets, sizes, _, _ = zip(*entries, strict=True)
+    if 0 not in sizes and len(found := set(shards)) == 1:  # as in most: a loop of Python's own
+        return {found.pop(): max(map(add, offsets, sizes))}
+    ends = dict.fromkeys(shards, 0)
+    for shard, offset, size in zip(shards, offsets, sizes, strict=True):
+        if size and offset + size > ends[shard]:
+            ends[shard] = offset + size
+    return ends
 
 
 def _shown(key: str | bytes) -> str:

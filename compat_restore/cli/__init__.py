@@ -43,7 +43,8 @@ EXIT_STATUS = {
     MISMATCH: "names, shapes or values that do not match",
 }
 # Names, specs and rows are made by the ten thousand, and none of them in cycles: to look for those
-# after every 700, as Python does, takes a quarter of the time of a listing.
+# after every 700, as Python does, takes a quarter of the time of a listing. Where nothing but a
+# listing is made, there is no need to look at all.
 _ALLOCATIONS = 200_000
 _VERBS = {
     "inspect": "list what a checkpoint holds",
@@ -52,7 +53,6 @@ _VERBS = {
     "diff": "compare two checkpoints, byte by byte",
     "demo": "make a checkpoint, restore it in TF1 and TF2, convert it (needs TensorFlow)",
 }
-_LEAVING_NOTHING = ("inspect",)  # verbs with nothing to take back when they are ended
 _STATUS_OF = (
     (DamagedCheckpointError, DAMAGED),
     (CheckpointFormatError, DAMAGED),
@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
     thresholds = gc.get_threshold()
-    gc.set_threshold(_ALLOCATIONS, *thresholds[1:])
-    if not given or given[0] not in _LEAVING_NOTHING:
+    lists = given[:1] == ["inspect"]
+    gc.set_threshold(0 if lists else _ALLOCATIONS, *thresholds[1:])
+    if not lists:  # which has nothing to take back when it is ended
         _end_as_by_ctrl_c()
     try:
         status = _run(given)

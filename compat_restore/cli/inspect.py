@@ -10,7 +10,7 @@ from compat_restore.cli.options import HelpFormatter, add_rule_options, gives_ru
 from compat_restore.cli.output import write, write_json
 from compat_restore.errors import PlanError, UsageError
 from compat_restore.names import Role, RoleKind, sort_key
-from compat_restore.tables import escaped, fold, format_bytes, format_table, remarked, times
+from compat_restore.tables import escaped, fold_alike, format_bytes, format_table, remarked, times
 from compat_restore.tensors import format_shape
 
 if TYPE_CHECKING:
@@ -89,15 +89,18 @@ def _as_text(
     full: bool,
 ) -> str:
     groups = _alike(specs, roles)
-    rows = []
-    for kind, names in groups:
-        spec = specs[names[0]]
-        rest = (str(spec.dtype), format_shape(spec.shape), _size(spec), _remark(spec, kind))
-        rows += [(name, rest) for name in names]
+    alike = [
+        ((str(spec.dtype), format_shape(spec.shape), _size(spec), _remark(spec, kind)), names)
+        for kind, names in groups
+        for spec in (specs[names[0]],)
+    ]
     folded = (
-        [(name, 1, rest) for name, rest in sorted(rows, key=lambda row: (sort_key(row[0]), row))]
+        sorted(
+            ((name, 1, rest) for rest, names in alike for name in names),
+            key=lambda row: (sort_key(row[0]), row),
+        )
         if full
-        else fold(rows)
+        else fold_alike(alike)
     )
     lines = [f"{escaped(reader.path)}: {reader.format}"]
     lines += format_table(
