@@ -28,6 +28,7 @@ from compat_restore.jobs import (
     Stamp,
     Status,
     carry_out,
+    digest_of,
     failed,
     stamped,
 )
@@ -168,9 +169,7 @@ class FleetReport:
         becomes = "would go" if self.dry_run else "went"
         lines = [f"'{escaped(self.source_dir)}' {becomes} to '{escaped(self.destination_dir)}'"]
         lines += format_statuses(self._rows(full=full), full=full)
-        told = [*self.faults]
-        told += [one.outcome.error for one in self.conversions if one.outcome.error]
-        lines += _listed("failed", told, full=full)
+        lines += _listed("failed", [*self.faults, *self._errors(full=full)], full=full)
         notes = [*self.notes]
         notes += [note for one in self.conversions for note in one.outcome.notes]
         lines += _listed("note", notes, full=full)
@@ -190,6 +189,20 @@ class FleetReport:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _errors(self, *, full: bool) -> Iterator[str]:
+        """Yield what went wrong; what went wrong likewise with several is told of the first."""
+        alike: dict[str, list[str]] = {}
+        for number, one in enumerate(self.conversions):
+            message = one.outcome.error
+            if message is not None:
+                rest = message.replace(one.source, "").replace(one.output, "")
+                if one.source not in message:
+                    message = f"'{one.source}': {message}"
+                alike.setdefault(f"{number}" if full else rest, []).append(message)
+        for messages in alike.values():
+            more = len(messages) - 1
+            yield messages[0] + (f"\n(and {more} more in the same way)" if more else "")
 
     def _rows(self, *, full: bool) -> Iterator[tuple[str, str, str, str]]:
         for status in (Status.PLANNED, Status.CONVERTED, Status.UNCHANGED, Status.FAILED):
@@ -305,12 +318,15 @@ def convert_all(
         allow_empty=allow_empty,
     )
     _check_apart(source, destination)
-    digest = settings.digest()
+    described = settings.describe()
+    digest = digest_of(described)
     found = find_checkpoints(source, without=destination)
     if not found.checkpoints:
         raise CheckpointNotFoundError(_nothing_found(source, found))
     path = os.path.join(destination, MANIFEST)
     with nullcontext() if dry_run else _manifest(path) as manifest:
+        if manifest is not None:
+            manifest.run(digest, described)
         records = read_manifest(path) if manifest is None else manifest.records
         fleet = _Fleet(destination, settings, digest, records, overwrite, manifest)
         done = fleet.converted(found.checkpoints, suffix, processes, on_progress)

@@ -31,6 +31,7 @@ __all__ = [
     "Stamp",
     "Status",
     "carry_out",
+    "digest_of",
     "failed",
     "outputs_of",
     "stamped",
@@ -93,11 +94,12 @@ class Settings:
         told["into"] = template
         return told
 
-    def digest(self) -> str:
-        """Return a SHA-256 that is the same for the same settings alone, in hexadecimal."""
-        import json
 
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+def digest_of(described: Mapping[str, object]) -> str:
+    """Return a SHA-256 that is the same for the same settings alone, in hexadecimal."""
+    import json
+
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

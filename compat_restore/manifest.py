@@ -1,8 +1,10 @@
 """The manifest of many conversions: what was done, so that a later run goes on from there.
 
-A file of JSON Lines to which a line is added when a conversion begins and when it ends:
+A file of JSON Lines to which a line is added when a run begins, when a conversion begins, and when
+one ends:
 
     {"manifest": "compat_restore", "version": 1}
+    {"event": "run", "settings": "9f...", "options": {"rules": {"drop_slots": true}, ...}}
     {"event": "begin", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f..."}
     {"event": "end", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f...",
      "status": "converted", "inputs": [["a/m.ckpt.index", 215, 1700000000000000000], ...], ...}
@@ -85,6 +87,14 @@ class Manifest(ClosedAtEnd):
         except BaseException:
             self.close()
             raise
+
+    def run(self, settings: str, options: Mapping[str, object]) -> None:
+        """Note that a run begins, and what its settings are.
+
+        Raises:
+            OutputError: the disk does not take it.
+        """
+        self._write({"event": "run", "settings": settings, "options": options})
 
     def begin(self, source: str, output: str, settings: str) -> None:
         """Note that a conversion begins: what then stands at its output was made by it.
@@ -216,6 +226,8 @@ def _take(line: object, records: dict[tuple[str, str], Record], *, first: bool) 
             raise ValueError(line)
         return
     match line:
+        case {"event": "run"}:  # for people
+            pass
         case {
             "event": "begin",
             "source": str(source),
@@ -238,10 +250,10 @@ def _take(line: object, records: dict[tuple[str, str], Record], *, first: bool) 
                 inputs=tuple(map(_stamp, inputs)),
                 outputs=tuple(map(_stamp, outputs)),
                 counts=_counts(rest.get("counts")),
-                notes=tuple(map(_text, rest.get("notes", []))),
-                digests={_text(k): _text(v) for k, v in rest.get("digests", {}).items()},
-                error=None if rest.get("error") is None else _text(rest["error"]),
-                kind=None if rest.get("kind") is None else _text(rest["kind"]),
+                notes=_texts(rest.get("notes", [])),
+                digests=_digests(rest.get("digests", {})),
+                error=_text_or_none(rest.get("error")),
+                kind=_text_or_none(rest.get("kind")),
             )
             records[source, output] = Record(settings, outcome)
         case _:
@@ -264,7 +276,21 @@ def _counts(value: object) -> Counts | None:
     raise ValueError(value)
 
 
-def _text(value: object) -> str:
-    if isinstance(value, str):
+def _text_or_none(value: object) -> str | None:
+    if value is None or isinstance(value, str):
         return value
+    raise ValueError(value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    match value:
+        case list() if all(isinstance(text, str) for text in value):
+            return tuple(value)
+    raise ValueError(value)
+
+
+def _digests(value: object) -> dict[str, str]:
+    match value:
+        case dict() if all(isinstance(text, str) for text in value.values()):
+            return value
     raise ValueError(value)

@@ -16,6 +16,7 @@ from compat_restore.cli.options import (
 from compat_restore.cli.output import write, write_json
 from compat_restore.fleet import convert_all
 from compat_restore.jobs import Status
+from compat_restore.tables import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,7 +125,7 @@ def _progress() -> Iterator[OnProgress | None]:
                 task,
                 completed=done,
                 description=f"converting, {failures} failed" if failures else "converting",
-                latest=escape(latest.source),
+                latest=escape(escaped(latest.source)),
             )
 
         try:
