@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from compat_restore.checkpoint.destination import check_destination
+from compat_restore.checkpoint.files import is_url
 from compat_restore.checkpoint.discovery import find_checkpoints
 from compat_restore.errors import (
     CheckpointNotFoundError,
@@ -533,7 +534,7 @@ def _check_apart(source: str, destination: str) -> None:
     Raises:
         UsageError: they are the same, or the first lies in the second.
     """
-    if "://" in destination and not os.path.isdir(destination):
+    if is_url(destination):
         raise UsageError(
             f"'{destination}': many checkpoints are converted into a local directory; "
             "compat_restore.beam, and `convert` for a single one, write to other file systems"

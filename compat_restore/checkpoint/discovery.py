@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from compat_restore.checkpoint.files import is_url
 from compat_restore.checkpoint.locate import all_in
 from compat_restore.errors import CheckpointNotFoundError, InputError, UsageError
 from compat_restore.names import sort_key
@@ -59,7 +60,7 @@ def find_checkpoints(folder: str, *, without: str | None = None) -> Discovery:
         UsageError: it is a URL.
         InputError: it cannot be listed.
     """
-    if "://" in folder and not os.path.isdir(folder):
+    if is_url(folder):
         raise UsageError(
             f"'{folder}': checkpoints are searched for in local directories; name those of another "
             "file system one by one"

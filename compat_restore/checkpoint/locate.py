@@ -361,10 +361,7 @@ def all_in(folder: str) -> list[str]:
     Raises:
         InputError: the directory cannot be listed.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be listed: {error.strerror or error}") from error
+    names = listing(folder)
     found = set(_checkpoints_in(folder))
     found |= {m["prefix"] for name in names if (m := _DATA_FILE.fullmatch(name))}
     return sorted((name for name in found if not name.startswith(".")), key=sort_key)
