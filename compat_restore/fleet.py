@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from compat_restore.checkpoint.destination import check_destination
-from compat_restore.checkpoint.files import is_url
 from compat_restore.checkpoint.discovery import find_checkpoints
+from compat_restore.checkpoint.files import is_url
 from compat_restore.errors import (
     CheckpointNotFoundError,
     CompatRestoreError,

@@ -94,7 +94,11 @@ def carry_out_again(job: Job, settings: Settings) -> Outcome:
 
 
 def _standing(destination: str) -> _Standing:
-    there = check_destination(destination, overwrite=True)
+    try:
+        there = check_destination(destination, overwrite=True)
+    except OutputError:  # also of a file that is removed at this moment
+        time.sleep(_PAUSE)
+        there = check_destination(destination, overwrite=True)
     if not there:
         return _Standing.NOTHING
     return _Standing.PART if all(map(_UNNAMED.fullmatch, there)) else _Standing.WHOLE
@@ -124,24 +128,29 @@ def _done_before(job: Job, settings: Settings) -> Outcome | None:
         template = None
         if settings.into is not None:
             template = stack.enter_context(open_checkpoint(settings.into))
-        report = convert(
-            reader,
-            job.destination,
-            settings.rules,
-            into=settings.into,
-            overwrite=True,
-            dry_run=True,
-            keep_slices=settings.keep_slices,
-            max_shard_size=settings.max_shard_size,
-            strict=settings.strict,
-            skip_mismatched=settings.skip_mismatched,
-            allow_empty=settings.allow_empty,
-        )
         try:
-            with open_checkpoint(job.destination) as there:
-                same = _holds(there, report, reader, template)
-        except (CheckpointNotFoundError, CheckpointFormatError, DamagedCheckpointError):
-            same = False  # or the source is damaged, which the conversion will tell
+            report = convert(
+                reader,
+                job.destination,
+                settings.rules,
+                into=settings.into,
+                overwrite=True,
+                dry_run=True,
+                keep_slices=settings.keep_slices,
+                max_shard_size=settings.max_shard_size,
+                strict=settings.strict,
+                skip_mismatched=settings.skip_mismatched,
+                allow_empty=settings.allow_empty,
+            )
+            there = stack.enter_context(open_checkpoint(job.destination))
+            same = _holds(there, report, reader, template)
+        except (
+            CheckpointNotFoundError,
+            CheckpointFormatError,
+            DamagedCheckpointError,
+            OutputError,
+        ):
+            return None  # if the source is to blame, the conversion will tell
     if not same:
         return None
     return Outcome(
