@@ -72,17 +72,19 @@ def carry_out_again(job: Job, settings: Settings) -> Outcome:
             match _standing(job.destination):
                 case _Standing.WHOLE:
                     return _held_against(job, settings)
-                case _Standing.PART if attempt >= _ATTEMPTS // 2:
-                    with _turn(job.destination):
-                        if _standing(job.destination) is _Standing.PART:
-                            return carry_out(replace(job, overwrite=True), settings)
-                case _Standing.PART:
+                case _Standing.PART if attempt < _ATTEMPTS // 2:
                     time.sleep(_PAUSE)
+                    continue  # whoever is at work gets the time to end
+                case _Standing.PART:
+                    with _turn(job.destination):
+                        if _standing(job.destination) is not _Standing.PART:
+                            continue  # they did
+                        outcome = carry_out(replace(job, overwrite=True), settings)
                 case _Standing.NOTHING:
                     outcome = carry_out(replace(job, overwrite=False), settings)
-                    if outcome.kind != OutputError.__name__ or not outputs_of(job.destination):
-                        return outcome
-                    # Somebody else was faster.
+            faster = outcome.kind == OutputError.__name__ and outputs_of(job.destination)
+            if not faster:  # if somebody else was, what they wrote is looked at
+                return outcome
     except Exception as error:  # noqa: BLE001  # of one checkpoint among many: told, not raised
         return failed(job, error)
     return failed(
