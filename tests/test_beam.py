@@ -115,7 +115,8 @@ class TestOnTheLocalRunner:
         assert [one["status"] for one in results.values()] == ["converted"]
 
     def test_elements_that_would_become_the_same_are_errors(self, beam, runs, tmp_path):
-        paths = [write(runs / "m", TENSORS), write(runs / "m.npz", TENSORS)]
+        paths = [write(runs / "m", TENSORS), str(runs / "m.npz")]
+        cr.convert(paths[0], paths[1])
         results = converted(beam, paths, runs, tmp_path / "out")
         assert all("so would" in str(results[path]["error"]) for path in paths)
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from checkpoints import numbers, write
 
+from compat_restore import convert
 from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.discovery import find_checkpoints
 from compat_restore.errors import CheckpointNotFoundError, InputError, UsageError
@@ -56,6 +57,20 @@ def test_a_state_file_and_what_else_stands_there_are_no_checkpoints(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     (tmp_path / "empty").write_bytes(b"")
     assert names_below(tmp_path) == ["model.ckpt"]
+
+
+def test_files_of_other_formats_are_found_and_sets_once(tmp_path):
+    model(tmp_path / "m.ckpt")
+    for suffix in (".safetensors", ".npz"):
+        convert(tmp_path / "m.ckpt", tmp_path / f"m{suffix}")
+    write(tmp_path / "two", {"a": numbers(9), "b": numbers(9)})
+    convert(tmp_path / "two", tmp_path / "set.safetensors", max_shard_size=40)
+    (tmp_path / "folder.npz").mkdir()
+    found = find_checkpoints(str(tmp_path)).checkpoints
+    names = ["m.ckpt", "m.npz", "m.safetensors", "set.safetensors", "two"]
+    assert [one.name for one in found] == names
+    for one in found:
+        open_checkpoint(one.path).close()
 
 
 def test_hidden_files_and_directories_are_none(tmp_path):

@@ -220,9 +220,26 @@ def test_the_name_of_an_output_follows_from_that_of_its_source(name, suffix, out
     assert output_name(name, suffix) == output
 
 
+def test_the_ending_of_the_outputs_says_their_format_and_any_format_is_a_source(
+    runs, out, tmp_path
+):
+    for suffix in (".safetensors", ".npz"):
+        report = convert_all(runs, tmp_path / suffix[1:], suffix=suffix, jobs=2)
+        assert report.complete
+        assert (tmp_path / suffix[1:] / "run0" / f"model{suffix}").exists()
+        back = convert_all(tmp_path / suffix[1:], out / suffix[1:], jobs=1)
+        assert statuses(back)[f"run0/model{suffix}"] == "converted"
+        assert cr.diff(runs / "run0" / "model.ckpt", out / suffix[1:] / "run0" / "model").equal
+    sets = tmp_path / "sets"
+    options = {"suffix": ".safetensors", "max_shard_size": 10, "jobs": 1}
+    assert convert_all(runs, sets, **options).complete
+    assert len(convert_all(runs, sets, **options).of(Status.UNCHANGED)) == 3
+    assert len(convert_all(sets, out / "sets", jobs=1).of(Status.CONVERTED)) == 3
+
+
 def test_two_that_would_become_one_output_are_both_errors(runs, out):
     write(runs / "m", TENSORS)
-    write(runs / "m.npz", TENSORS)  # a V2 prefix may be called anything
+    cr.convert(runs / "m", runs / "m.npz")
     report = convert_all(runs, out, jobs=1)
     assert "so would 'm.npz'" in error_of(report, "m")
     assert "so would 'm'" in error_of(report, "m.npz")

@@ -72,7 +72,7 @@ def test_what_cannot_start_is_a_failure_of_its_job(tmp_path, monkeypatch):
 
 
 def large_job(tmp_path) -> Job:
-    source = write(tmp_path / "in" / "m", {f"w{n}": numbers(500, 1000, start=n) for n in range(50)})
+    source = write(tmp_path / "in" / "m", {f"w{n}": numbers(500, 1000, start=n) for n in range(20)})
     return Job(source, str(tmp_path / "out" / "m"))
 
 

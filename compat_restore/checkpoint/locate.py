@@ -362,7 +362,9 @@ def all_in(folder: str) -> list[str]:
         InputError: the directory cannot be listed.
     """
     names = listing(folder)
-    found = set(_checkpoints_in(folder))
+    others = [*_others_in(folder), *(name for name in names if name.endswith((*_HDF5, ".keras")))]
+    found = {name for name in others if not is_directory(join(folder, name))}
+    found |= {*_checkpoints_in(folder)}
     found |= {m["prefix"] for name in names if (m := _DATA_FILE.fullmatch(name))}
     return sorted((name for name in found if not name.startswith(".")), key=sort_key)
 

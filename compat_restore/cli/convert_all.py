@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from compat_restore.cli.options import (
+    HelpFormatter,
     add_conversion_options,
     add_rule_options,
     conversion_options_from,
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         "DST_DIR says what was done. What was converted by other rules or options is done again "
         "with --overwrite alone.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("source_dir", metavar="SRC_DIR", help="searched with all below it")
     parser.add_argument("destination_dir", metavar="DST_DIR", help="made if it is missing")
