@@ -172,7 +172,7 @@ class ConvertCheckpoints(beam.PTransform):  # type: ignore[misc]  # Beam is not 
                 OutputError(
                     f"'{job.source}' would become '{output}', and so would "
                     + ", ".join(f"'{path}'" for path in sources if path != job.source)
-                    + ": convert them into different directories"
+                    + ": rename one of them, or convert it by itself"
                 ),
             )
             for job in jobs

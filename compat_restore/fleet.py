@@ -437,7 +437,7 @@ class _Fleet:
                 raise OutputError(
                     f"'{one.path}' would become '{path}', and so would "
                     + ", ".join(f"'{name}'" for name in rivals)
-                    + ": convert them into different directories"
+                    + ": rename one of them, or convert it by itself"
                 )
             self._check_inside(path)
             there = check_destination(path, overwrite=True)

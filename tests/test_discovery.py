@@ -27,6 +27,13 @@ def test_every_golden_checkpoint_is_found_once_and_can_be_opened(golden):
     assert [one.name for one in found] == [
         "dtypes/model.ckpt",
         "dtypes_v1/model.ckpt",
+        "keras/keras.keras",
+        "keras/keras.weights.h5",
+        "keras/keras_model.h5",
+        "keras/tf_keras.keras",
+        "keras/tf_keras.weights.h5",
+        "keras/tf_keras_model.h5",
+        "keras/tf_keras_weights.h5",
         "object_based/ckpt-1",
         "partitioned/model.ckpt",
         "partitioned_v1/model.ckpt",
