@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TensorNotFoundError,
         UsageError,
     )
+    from compat_restore.fleet import FleetReport, convert_all
     from compat_restore.planner import plan_restore
     from compat_restore.planning import plan
     from compat_restore.report import RestoreReport
@@ -68,6 +69,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DamagedTensorsError",
     "FaultsError",
+    "FleetReport",
     "InitializationError",
     "InputError",
     "MissingDependencyError",
@@ -90,6 +92,7 @@ __all__ = [
     "Verification",
     "__version__",
     "convert",
+    "convert_all",
     "diff",
     "digest",
     "initialize_uninitialized",
@@ -134,7 +137,9 @@ _HOME = {
     "TensorNotFoundError": "compat_restore.errors",
     "TensorSpec": "compat_restore.tensors",
     "Transpose": "compat_restore.transforms",
+    "FleetReport": "compat_restore.fleet",
     "convert": "compat_restore.conversion",
+    "convert_all": "compat_restore.fleet",
     "diff": "compat_restore.comparison",
     "digest": "compat_restore.tensors",
     "initialize_uninitialized": "compat_restore.targets.initialization",

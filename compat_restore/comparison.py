@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compat_restore.rules import RulesLike
     from compat_restore.tensors import Array
 
-__all__ = ["Comparison", "Difference", "diff"]
+__all__ = ["Comparison", "Difference", "diff", "unequal_targets"]
 
 _JSON_VERSION = 1
 _CHUNK = 512 << 10
@@ -224,7 +224,7 @@ def diff(
             skip_mismatched=True,
             allow_empty=True,
         )
-        unequal = _compared(made.items, one, other)
+        unequal = unequal_targets(made.items, one, other)
         different = [_difference(item, one, other) for item in made.items if item.target in unequal]
         return Comparison(
             first=one.path,
@@ -241,7 +241,7 @@ def _counts(kind: RoleKind) -> bool:
     return kind is not RoleKind.CONTAINER
 
 
-def _compared(
+def unequal_targets(
     items: Iterable[RestoreItem], one: CheckpointReader, other: CheckpointReader
 ) -> set[str]:
     """Return the targets of the pairs whose bytes differ.

@@ -15,7 +15,7 @@ from compat_restore.checkpoint.slices import consecutive
 from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
-from compat_restore.planning import Demands, planned
+from compat_restore.planning import Demands, opened, planned
 from compat_restore.report import Mismatched, Restored, RestoreReport, left_at_first_value
 from compat_restore.tensors import DType, digest, opaque_digest
 from compat_restore.transforms import transformed
@@ -34,7 +34,7 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: str | PathLike[str],
+    source: CheckpointReader | str | PathLike[str],
     destination: str | PathLike[str],
     rules: RulesLike | RestorePlan = None,
     *,
@@ -67,7 +67,7 @@ def convert(
     Bytes that no rule transforms are copied as they are.
 
     Args:
-        source: anything that `open_checkpoint` takes.
+        source: an open checkpoint, or anything that `open_checkpoint` takes.
         destination: the name of the new checkpoint; missing directories are made.
         rules: which tensors, under which names: `Rules`, a plan that was made before, an
             assignment map, the path of a rules file, or None for all under their own names.
@@ -101,7 +101,7 @@ def convert(
     if keep_slices and kind_of(path) != "bundle":
         raise UsageError(f"'{path}': parts of variables can be kept in V2 checkpoints alone")
     with ExitStack() as stack:
-        reader = stack.enter_context(open_checkpoint(source))
+        reader = stack.enter_context(opened(source))
         template = None
         if model is not None:
             from compat_restore.targets.template import template_of

@@ -37,7 +37,7 @@ from compat_restore.names import sort_key
 if TYPE_CHECKING:
     from typing import Literal
 
-__all__ = ["Location", "locate", "read_state_file"]
+__all__ = ["Location", "all_in", "locate", "read_state_file"]
 
 _STATE_FILE = "checkpoint"
 # Files that say which checkpoint their directory holds, and hold none themselves.
@@ -353,6 +353,20 @@ def _indexless(prefix: str, data: list[str]) -> str:
 
 def _is_there(path: str) -> bool:
     return is_regular_file(path) or is_regular_file(f"{path}.index") or _v1_shards(path) is not None
+
+
+def all_in(folder: str) -> list[str]:
+    """Return what every checkpoint in a directory is called, also those that lack a file.
+
+    Raises:
+        InputError: the directory cannot be listed.
+    """
+    names = listing(folder)
+    others = [*_others_in(folder), *(name for name in names if name.endswith((*_HDF5, ".keras")))]
+    found = {name for name in others if not is_directory(join(folder, name))}
+    found |= {*_checkpoints_in(folder)}
+    found |= {m["prefix"] for name in names if (m := _DATA_FILE.fullmatch(name))}
+    return sorted((name for name in found if not name.startswith(".")), key=sort_key)
 
 
 def _checkpoints_in(folder: str) -> list[str]:

@@ -49,6 +49,7 @@ _ALLOCATIONS = 200_000
 _VERBS = {
     "inspect": "list what a checkpoint holds",
     "convert": "write chosen tensors of a checkpoint to a new one",
+    "convert-all": "the same with every checkpoint below a directory, in parallel, resumed",
     "verify": "check the tensors of checkpoints against their checksums",
     "diff": "compare two checkpoints, byte by byte",
     "demo": "make a checkpoint, restore it in TF1 and TF2, convert it (needs TensorFlow)",
@@ -140,7 +141,7 @@ def _silence_stdout() -> None:
 
 def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in _VERBS:
-        verb = importlib.import_module(f"compat_restore.cli.{arguments[0]}")
+        verb = importlib.import_module(f"compat_restore.cli.{arguments[0].replace('-', '_')}")
         try:
             status: int = verb.run(arguments[1:])
         except SystemExit as stop:  # argparse: help (0) or wrong use (2)
@@ -168,8 +169,8 @@ def _top_parser() -> argparse.ArgumentParser:
 
     from compat_restore.cli.options import HelpFormatter
 
-    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in _VERBS.items())
-    statuses = "\n".join(f"  {status:<10}{what}" for status, what in EXIT_STATUS.items())
+    verbs = "\n".join(f"  {verb:<13}{what}" for verb, what in _VERBS.items())
+    statuses = "\n".join(f"  {status:<13}{what}" for status, what in EXIT_STATUS.items())
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="compat-restore",

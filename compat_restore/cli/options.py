@@ -6,14 +6,23 @@ import argparse
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from compat_restore.errors import UsageError
 
 if TYPE_CHECKING:
     from compat_restore.rules import Rename, Rules
 
-__all__ = ["HelpFormatter", "add_rule_options", "gives_rules", "rules_from", "size"]
+__all__ = [
+    "ConversionOptions",
+    "HelpFormatter",
+    "add_conversion_options",
+    "add_rule_options",
+    "conversion_options_from",
+    "gives_rules",
+    "rules_from",
+    "size",
+]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _MARGIN = 2  # that argparse leaves on the right
@@ -102,6 +111,91 @@ def rules_from(args: argparse.Namespace) -> Rules:
         transform=file.transform,
         drop_slots=args.drop_slots or file.drop_slots,
         allow_unmatched=args.allow_unmatched or file.allow_unmatched,
+    )
+
+
+class ConversionOptions(TypedDict):
+    """What the options say for `convert` and for `convert_all`, by the names of their arguments."""
+
+    into: str | None
+    overwrite: bool
+    dry_run: bool
+    verify: bool
+    digests: bool
+    keep_slices: bool
+    max_shard_size: int | None
+    strict: bool
+    skip_mismatched: bool
+    allow_empty: bool
+
+
+def add_conversion_options(parser: argparse.ArgumentParser, *, model: bool = False) -> None:
+    """Add the options that say how a new checkpoint is written and which faults are let pass.
+
+    Args:
+        parser: of the command.
+        model: whether a function can take the place of a template.
+    """
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument(
+        "--into",
+        metavar="TEMPLATE",
+        help="a checkpoint of the freshly made model, of any format: the new one is made like it, "
+        "and what the rules do not set keeps its value",
+    )
+    if model:
+        form.add_argument(
+            "--model", metavar="PACKAGE.MODULE:FUNCTION", help="a function that makes the model"
+        )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint that has the name"
+    )
+    output.add_argument("--dry-run", action="store_true", help="write nothing, show the plan")
+    output.add_argument("--json", action="store_true", help="the report as JSON")
+    output.add_argument("--full", action="store_true", help="the report with a row for every name")
+    output.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=size,
+        help="begin another data file after this: 500MB, 2GiB (V2, safetensors)",
+    )
+    output.add_argument(
+        "--keep-slices", action="store_true", help="keep partitioned variables partitioned"
+    )
+    output.add_argument(
+        "--digests",
+        action="store_true",
+        help="read the new checkpoint back, and report the SHA-256 of each tensor",
+    )
+    output.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="copy without checking the bytes against their checksums",
+    )
+    faults = parser.add_argument_group("faults")
+    faults.add_argument(
+        "--strict", action="store_true", help="nothing may be missing, nothing wanted unused"
+    )
+    faults.add_argument(
+        "--skip-mismatched", action="store_true", help="leave out what has another shape or dtype"
+    )
+    faults.add_argument("--allow-empty", action="store_true", help="writing nothing is no error")
+
+
+def conversion_options_from(args: argparse.Namespace) -> ConversionOptions:
+    """Return what the options of `add_conversion_options` say."""
+    return ConversionOptions(
+        into=args.into,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        verify=not args.no_verify,
+        digests=args.digests,
+        keep_slices=args.keep_slices,
+        max_shard_size=args.max_shard_size,
+        strict=args.strict,
+        skip_mismatched=args.skip_mismatched,
+        allow_empty=args.allow_empty,
     )
 
 
