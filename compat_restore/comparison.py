@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compat_restore.checkpoint import opened
 from compat_restore.checkpoint.checksum import crc32c
 from compat_restore.checkpoint.copying import read_checked, wrong
 from compat_restore.checkpoint.parallel import for_each
@@ -15,7 +16,6 @@ from compat_restore.conversion import template_specs
 from compat_restore.errors import DamagedCheckpointError, DamagedTensorsError
 from compat_restore.names import RoleKind
 from compat_restore.planner import plan_restore
-from compat_restore.planning import opened
 from compat_restore.restore_plan import Reason
 from compat_restore.rules import as_rules
 from compat_restore.tables import escaped, format_bytes, format_statuses

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint import open_checkpoint
+from compat_restore.checkpoint import open_checkpoint, opened
 from compat_restore.checkpoint.destination import check_destination, create_writer, kind_of
 from compat_restore.checkpoint.files import identity
 from compat_restore.checkpoint.slices import consecutive
 from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import PreservationError, UsageError
 from compat_restore.names import RoleKind
-from compat_restore.planning import Demands, opened, planned
+from compat_restore.planning import Demands, planned
 from compat_restore.report import Mismatched, Restored, RestoreReport, left_at_first_value
 from compat_restore.tensors import DType, digest, opaque_digest
 from compat_restore.transforms import transformed
@@ -284,7 +283,7 @@ def _write(
     given: dict[str, str] = {}
     if digests:
         contents = {
-            name: content if content.stored else replace(content, read=_noted(name, content, given))
+            name: content if content.stored else content._replace(read=_noted(name, content, given))
             for name, content in contents.items()
         }
     writer.write([*contents.values(), *kept], verify=verify)

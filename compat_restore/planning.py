@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from compat_restore.checkpoint import CheckpointReader, open_checkpoint
+from compat_restore.checkpoint import opened
 from compat_restore.errors import PlanError, TargetError, UsageError
 from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
-from compat_restore.targets.graph import is_session
-from compat_restore.targets.objects import (
-    ObjectTarget,
-    Structure,
-    check_match_by,
-    only_renumbered,
-    same_but_for_numbers,
-)
-from compat_restore.targets.session import SessionTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from os import PathLike
 
+    from compat_restore.checkpoint import CheckpointReader
     from compat_restore.rules import RulesLike
+    from compat_restore.targets.objects import ObjectTarget, Structure
+    from compat_restore.targets.session import SessionTarget
     from compat_restore.tensors import TensorSpec
 
-__all__ = ["Demands", "opened", "plan", "plan_for_objects", "planned"]
+__all__ = ["Demands", "plan", "plan_for_objects", "planned"]
 
 
 def plan(
@@ -58,6 +51,10 @@ def plan(
     Raises:
         PlanError: names, shapes or dtypes do not fit; all faults are listed.
     """
+    from compat_restore.targets.graph import is_session
+    from compat_restore.targets.objects import ObjectTarget, check_match_by
+    from compat_restore.targets.session import SessionTarget
+
     check_match_by(match_by)
     described: SessionTarget | ObjectTarget | None
     if target is None or isinstance(target, SessionTarget | ObjectTarget):
@@ -82,16 +79,6 @@ class Demands:
     strict: bool
     skip_mismatched: bool
     allow_empty: bool
-
-
-@contextmanager
-def opened(checkpoint: CheckpointReader | str | PathLike[str]) -> Iterator[CheckpointReader]:
-    """Open a checkpoint for the time of a `with` statement; an open one stays open after it."""
-    if isinstance(checkpoint, CheckpointReader):
-        yield checkpoint
-        return
-    with open_checkpoint(checkpoint) as reader:
-        yield reader
 
 
 def planned(
@@ -181,6 +168,8 @@ def _structure_for(
             "the target fits several objects of the checkpoint equally well:",
             [f"{places}: choose one with root=..., or match by names with match_by='name'"],
         )
+    from compat_restore.targets.objects import only_renumbered, same_but_for_numbers
+
     # Where the structures are the same, names that say something else must be explained: Keras may
     # have numbered the layers anew. Where they are not, names decide, unless they are such numbers.
     doubtful = (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compat_restore.checkpoint import opened
 from compat_restore.errors import PreservationError
 from compat_restore.names import sort_key
-from compat_restore.planning import Demands, opened, plan_for_objects, planned
+from compat_restore.planning import Demands, plan_for_objects, planned
 from compat_restore.report import (
     Initialized,
     Kept,

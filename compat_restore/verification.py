@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from compat_restore.checkpoint import opened
 from compat_restore.errors import DamagedTensorsError
-from compat_restore.planning import opened
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Verification", "verify_checkpoint"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class Verification(NamedTuple):
     """What the checksums of a checkpoint say.
 
     Attributes:

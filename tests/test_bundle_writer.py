@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,7 +69,7 @@ def test_a_checkpoint_copied_as_values_or_as_stored_bytes_is_the_same(golden, tm
             contents = [stored_content(reader, name) for name in reader.specs()]
             if not stored:  # in the same order
                 contents.sort(key=lambda c: (c.stored[0].source.name, c.stored[0].offset))
-                contents = [replace(content, stored=()) for content in contents]
+                contents = [content._replace(stored=()) for content in contents]
             write_bundle(prefix, contents)
         with open_checkpoint(prefix) as reader:
             assert rows_of(reader) == truth_of(golden / folder)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.locate import Location, locate
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from os import PathLike
 
-__all__ = ["CheckpointReader", "Location", "StoredTensor", "locate", "open_checkpoint"]
+__all__ = ["CheckpointReader", "Location", "StoredTensor", "locate", "open_checkpoint", "opened"]
 
 
 def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
@@ -52,3 +54,13 @@ def open_checkpoint(path: str | PathLike[str]) -> CheckpointReader:
     from compat_restore.checkpoint.v1 import V1Reader
 
     return V1Reader(location.path, location.files, location.notes)
+
+
+@contextmanager
+def opened(checkpoint: CheckpointReader | str | PathLike[str]) -> Iterator[CheckpointReader]:
+    """Open a checkpoint for the time of a `with` statement; an open one stays open after it."""
+    if isinstance(checkpoint, CheckpointReader):
+        yield checkpoint
+        return
+    with open_checkpoint(checkpoint) as reader:
+        yield reader

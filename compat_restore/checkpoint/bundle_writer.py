@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.bundle import BundleEntry, data_file, decode_values
@@ -114,8 +113,7 @@ def _existing(prefix: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """What gets an entry with bytes: a whole tensor, or a part of one."""
 
     key: bytes

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.checksum import crc32c, mask, unmask
 from compat_restore.checkpoint.output import output_error
@@ -48,8 +47,7 @@ _JOINED = 1 << 20  # tensors that follow each other are read together up to this
 _FICLONERANGE = 0x4020940D  # linux/fs.h: ioctl(to, FICLONERANGE, {from, offset, length, offset})
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """A tensor to be copied.
 
     Attributes:

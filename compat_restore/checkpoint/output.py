@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from contextlib import suppress
 
 from compat_restore.checkpoint.files import ClosedAtEnd, is_url, local_path
@@ -46,7 +45,7 @@ class OutputFile(ClosedAtEnd):
         self.path = path
         self.position = 0
         self._folder, stem = os.path.split(os.path.abspath(path))
-        self._hidden = os.path.join(self._folder, f".{stem[:100]}.{secrets.token_hex(8)}")
+        self._hidden = os.path.join(self._folder, f".{stem[:100]}.{os.urandom(8).hex()}")
         self._named = False  # whether the hidden name exists
         self._placed = False
         self._waiting = 0  # bytes written, whose way to the disk has not begun

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import secrets
 import tempfile
 import threading
 import time
@@ -651,7 +650,7 @@ class RemoteOutput(OutputFile):
         before = self._find(final)
         self._check_free(before, replace=replace)
         folder, _, name = final.rpartition("/")
-        there = final if self._atomic else f"{folder}/.{name[:100]}.{secrets.token_hex(8)}"
+        there = final if self._atomic else f"{folder}/.{name[:100]}.{os.urandom(8).hex()}"
         try:
             if folder.strip("/") and not self._atomic:
                 self._system.makedirs(folder, exist_ok=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint.files import ClosedAtEnd
 from compat_restore.errors import PreservationError, UsageError
@@ -29,8 +28,7 @@ __all__ = [
 _MOST_LISTED = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class Content(NamedTuple):
     """A tensor to be written: what it is, and where its values come from.
 
     Attributes:
