@@ -84,7 +84,12 @@ def restored_everywhere(ckpt, rules, shapes, tmp_path, **options):
         in_session = cr.restore_session(session, ckpt, rules, **options)
     in_objects = cr.restore_objects(eager_variables(shapes), ckpt, rules, **options)
     in_file = cr.convert(
-        ckpt, tmp_path / "out" / "m", rules, into=template(tmp_path, shapes), **options
+        ckpt,
+        tmp_path / "out" / "m",
+        rules,
+        into=template(tmp_path, shapes),
+        digests=True,
+        **options,
     )
     return in_session, in_objects, in_file
 
@@ -294,7 +299,7 @@ def test_a_plan_made_for_a_session_is_carried_out_in_objects_and_in_a_file(tmp_p
         session_report = cr.restore_session(session, ckpt, plan)
     plan = cr.RestorePlan.from_json(plan.to_json())
     objects = cr.restore_objects(eager_variables(SHAPES), ckpt, plan)
-    file = cr.convert(ckpt, tmp_path / "out", plan, into=template(tmp_path, SHAPES))
+    file = cr.convert(ckpt, tmp_path / "out", plan, into=template(tmp_path, SHAPES), digests=True)
     assert digests_of(session_report) == digests_of(objects) == digests_of(file)
 
 
