@@ -57,7 +57,7 @@ class Files:
         values = np.random.default_rng(0).standard_normal(1 << 22).astype(np.float32)
         contents = []
         for number in range(weights):
-            length = max(1, int(lengths[number % len(lengths)] * self.scale))
+            length = max(1, int(lengths[number % 16 % len(lengths)] * self.scale))
             for slot, suffix in enumerate(("", "/adam_m", "/adam_v")[: slots + 1]):
                 start = (number * 7 + slot) % 1000
                 contents.append(

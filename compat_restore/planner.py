@@ -116,6 +116,9 @@ class _Planner:
         wanted: list[tuple[str, int | None, list[_Way]]] = []
         for name in self.sources:
             skip = self._skipped(name)
+            if skip is not None and self.targets is None:
+                self._leave_out(name, *skip)  # and no variable lacks it
+                continue
             new_names, rule = self.matcher.targets_of(name)
             if skip is None and not new_names:
                 skip = (Reason.DROPPED, "" if rule is None else f"rename {rule + 1}")
@@ -124,8 +127,6 @@ class _Planner:
                 wanted.append((name, rule, ways))
                 continue
             self._leave_out(name, *skip)
-            if self.targets is None:
-                continue  # whose variables would lack nothing
             for way in ways:
                 if way.target is not None:
                     self.left_out.setdefault(way.target, f"{skip[0]}: '{name}'")
@@ -224,7 +225,10 @@ class _Planner:
                     + " and ".join(f"'{owner}'" for owner in way.owners)
                     + "; rename it to the one that is meant, or to all of them"
                 )
-        there = list(dict.fromkeys(way.target for way in ways if way.target is not None))
+        if len(ways) == 1:  # nearly always
+            there = [] if ways[0].target is None else [ways[0].target]
+        else:
+            there = list(dict.fromkeys(way.target for way in ways if way.target is not None))
         if not there:
             names = ", ".join(f"'{way.name}'" for way in ways)
             self._leave_out(name, Reason.NO_VARIABLE, "" if rule is None else names)

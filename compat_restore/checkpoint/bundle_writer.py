@@ -69,6 +69,7 @@ __all__ = ["BundleWriter", "check_destination"]
 _PRODUCER = 1  # kTensorBundleVersion
 _DATA_NAME = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
 _MOST_SHARDS = 99_999
+_MOST_LOOKED_AT = 1000  # tensors, for a large one whose blocks could be shared
 
 
 def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
@@ -120,11 +121,8 @@ class _Piece(NamedTuple):
     name: str
     dtype: DType
     shape: Shape
-    stored: tuple[StoredTensor, ...] = ()
-
-    @property
-    def size(self) -> int:
-        return sum(stored.size for stored in self.stored)
+    stored: tuple[StoredTensor, ...]
+    size: int
 
 
 class BundleWriter(CheckpointWriter):
@@ -244,21 +242,18 @@ class BundleWriter(CheckpointWriter):
             shard = self._shards[-1]
             offset = shard.position
             copies: list[Copy] = []
-            sharing = _sharing_source(pieces[begin:], shard)
-            end: StoredTensor | None = None  # of the copy before
-            for piece in pieces[begin:]:
+            sharing = _sharing_source(pieces, begin, shard)
+            for number in range(begin, len(pieces)):
+                piece = pieces[number]
                 if self._largest and offset and offset + piece.size > self._largest:
                     break
-                first = piece.stored[0]
-                if (
-                    piece.size >= WORTH_SHARING
-                    and first.source is sharing
-                    and not _follows(end, first)
-                ):
-                    offset += (first.offset - offset) % BLOCK
+                if sharing is not None and piece.size >= WORTH_SHARING:
+                    first = piece.stored[0]
+                    follows = number > begin and _follows(pieces[number - 1].stored[-1], first)
+                    if first.source is sharing and not follows:
+                        offset += (first.offset - offset) % BLOCK
                 copies.append(Copy(piece.name, piece.stored, offset))
                 offset += piece.size
-                end = piece.stored[-1]
             done = pieces[begin : begin + len(copies)]
             if sharing is None:
                 shard.reserve(offset)
@@ -351,7 +346,9 @@ class BundleWriter(CheckpointWriter):
 
 def _pieces(key: bytes, content: Content) -> list[_Piece]:
     if not content.slices:
-        return [_Piece(key, content.name, content.dtype, content.shape, content.stored)]
+        stored = content.stored
+        size = stored[0].size if len(stored) == 1 else sum(piece.size for piece in stored)
+        return [_Piece(key, content.name, content.dtype, content.shape, stored, size)]
     return [
         _Piece(
             slice_key(content.name, part),
@@ -359,26 +356,25 @@ def _pieces(key: bytes, content: Content) -> list[_Piece]:
             content.dtype,
             part.resolve(content.shape)[1],
             (stored,),
+            stored.size,
         )
         for number, (part, stored) in enumerate(zip(content.slices, content.stored, strict=True))
     ]
 
 
-def _sharing_source(pieces: list[_Piece], shard: OutputFile) -> ByteSource | None:
+def _sharing_source(pieces: list[_Piece], begin: int, shard: OutputFile) -> ByteSource | None:
     """Return the file with which an output can share blocks, if it can and that is of use."""
-    large = next((piece for piece in pieces if piece.size >= WORTH_SHARING), None)
-    if large is None or shard.position:
+    if shard.position:
         return None
-    source = large.stored[0].source
-    return source if shares_blocks(source, shard) else None
+    for number in range(begin, min(begin + _MOST_LOOKED_AT, len(pieces))):
+        if pieces[number].size >= WORTH_SHARING:
+            source = pieces[number].stored[0].source
+            return source if shares_blocks(source, shard) else None
+    return None
 
 
-def _follows(before: StoredTensor | None, piece: StoredTensor) -> bool:
-    return (
-        before is not None
-        and before.source is piece.source
-        and before.offset + before.size == piece.offset
-    )
+def _follows(before: StoredTensor, piece: StoredTensor) -> bool:
+    return before.source is piece.source and before.offset + before.size == piece.offset
 
 
 def _exists(path: str) -> bool:
