@@ -157,8 +157,7 @@ def flip_all(folder, truth, step):
     for file in files:
         with Flips(file, truth, path) as flips:
             for at in range(0, len(flips.whole), step):
-                for bits in (0xFF, 1 << at % 8):
-                    flips.flip(at, bits)
+                flips.flip(at, 0xFF if at % 2 else 1 << at // 2 % 8)
             total += flips.counts
     return total
 
@@ -168,10 +167,10 @@ def flip_all(folder, truth, step):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_flipped_bytes_are_damage_and_never_a_wrong_value(checkpoint, kind):
-    found = flip_all(*checkpoint(kind), step=53)
+    found = flip_all(*checkpoint(kind), step=29)
     assert found[HARMLESS] == 0
     assert found[TOLD]
-    assert found[LISTED]
+    assert found[LISTED] or kind in V1  # which are so small that one block has all
 
 
 @pytest.mark.slow
@@ -243,7 +242,7 @@ def large_v1(tmp_path):
     chance = np.random.default_rng(3)
     tensors = {
         f"scope/layer_{number:02d}/kernel": chance.standard_normal(
-            20_000 if number % 5 == 0 else 300
+            24_000 if number % 5 == 0 else 300
         ).astype(np.float32)
         for number in range(60)
     }
@@ -413,7 +412,7 @@ def test_a_v1_file_that_stands_there_twice_is_damage(checkpoint):
     folder, truth = checkpoint("sharded_v1")
     files, path = parts_of(folder)
     files[1].write_bytes(files[0].read_bytes())
-    with pytest.raises(DamagedCheckpointError, match="in two files"):
+    with pytest.raises(DamagedCheckpointError, match="stands in two files"):
         open_checkpoint(path)
     assert truth
 
