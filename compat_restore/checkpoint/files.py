@@ -244,12 +244,12 @@ def identity(path: str) -> object | None:
 
 
 def check_range(name: str, size: int, offset: int, length: int) -> None:
-    """Check that bytes to be read are within a file.
+    """Check that bytes to be read are within a file; no bytes are, wherever they are said to be.
 
     Raises:
         DamagedCheckpointError: they are not.
     """
-    if offset < 0 or length < 0 or offset + length > size:
+    if offset < 0 or length < 0 or (length and offset + length > size):
         raise DamagedCheckpointError(
             f"'{name}' has {size} bytes, but bytes {offset} to {offset + length} "
             "are needed: the file is cut short, or what points into it is damaged"

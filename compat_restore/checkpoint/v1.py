@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.files import open_source
 from compat_restore.checkpoint.reader import CheckpointReader
-from compat_restore.checkpoint.slices import check_tiling, decode_shape, decode_slice, slice_key
+from compat_restore.checkpoint.slices import (
+    MOST_SLICES,
+    check_tiling,
+    decode_shape,
+    decode_slice,
+    slice_key,
+)
 from compat_restore.checkpoint.table import TableReader
 from compat_restore.errors import CheckpointFormatError, DamagedCheckpointError
 from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
@@ -134,6 +140,8 @@ class V1Reader(CheckpointReader):
                 elif inner == 3:
                     dtype_number = wire.number_of(value)
                 elif inner == 4:
+                    if len(slices) == MOST_SLICES:
+                        raise wire.WireError(f"tensor '{name}' has more than {MOST_SLICES} parts")
                     slices.append(decode_slice(wire.message_of(value)))
             found = DType.from_number(dtype_number), dims
             known = self._shapes.setdefault(name, found)
