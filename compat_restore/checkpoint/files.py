@@ -290,11 +290,16 @@ class LocalFile(ClosedAtEnd):
             raise CheckpointNotFoundError(
                 f"'{path}' is {'no regular file' if os.path.exists(path) else 'missing'}"
             )
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+        try:  # a FIFO that took the place of the file would be waited for
+            self._descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise self._unreadable(error) from error
-        self.size = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            raise CheckpointNotFoundError(f"'{path}' is no regular file")
+        self.size = found.st_size
 
     @property
     def descriptor(self) -> int:

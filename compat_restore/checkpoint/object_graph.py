@@ -121,9 +121,7 @@ class ObjectGraph:
 
     def below(self, node: int) -> frozenset[str]:
         """Return the keys of all variables that can be reached from a node."""
-        return frozenset(
-            key for number in self._reached(node) if (key := self.key_of_node(number))
-        )
+        return frozenset(key for number in self._reached(node) if (key := self.key_of_node(number)))
 
     def slot_keys_below(self, node: int) -> frozenset[str]:
         """Return the keys of the slots that optimizers at or below a node hold."""
