@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from compat_restore.errors import (
@@ -342,6 +343,7 @@ class LocalFile(ClosedAtEnd):
 
     def close(self) -> None:
         """Close the file; closing it twice does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):  # nothing was written, and all that was read is read
+                os.close(descriptor)
