@@ -12,7 +12,7 @@ from compat_restore.checkpoint.destination import check_destination, create_writ
 from compat_restore.checkpoint.files import identity
 from compat_restore.checkpoint.slices import consecutive
 from compat_restore.checkpoint.writer import Content
-from compat_restore.errors import PreservationError, UsageError
+from compat_restore.errors import DamagedCheckpointError, PreservationError, UsageError
 from compat_restore.names import RoleKind
 from compat_restore.planning import Demands, planned
 from compat_restore.report import Mismatched, Restored, RestoreReport, left_at_first_value
@@ -235,15 +235,16 @@ def _stored(
     reader: CheckpointReader, name: str, spec: TensorSpec, slices: tuple[Slice, ...]
 ) -> tuple[StoredTensor, ...]:
     """Return the pieces that can be copied for a tensor that is to be stored in `slices`."""
-    if spec.slices == slices:
-        return reader.stored(name)
+    try:
+        pieces = reader.stored(name)
+    except DamagedCheckpointError:
+        return ()  # told with all others that are damaged, when it is read
+    if not pieces or spec.slices == slices:
+        return pieces
     order = (
         None if slices or spec.dtype is DType.string else consecutive(spec.known_shape, spec.slices)
     )
-    if order is None:
-        return ()
-    pieces = reader.stored(name)
-    return tuple(pieces[number] for number in order) if pieces else ()
+    return () if order is None else tuple(pieces[number] for number in order)
 
 
 def _kept(made: RestorePlan, template: CheckpointReader) -> list[Content]:

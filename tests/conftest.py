@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -54,3 +58,28 @@ def corpus() -> Path:
 def tf1_python() -> str:
     """The interpreter in which TensorFlow 1.15.5 is installed."""
     return os.environ["COMPAT_RESTORE_TF1_PYTHON"]
+
+
+@pytest.fixture
+def counts(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Return a function that notes what a test counted, to be shown when all tests are done."""
+
+    def note(**figures: object) -> None:
+        record_property("counts", ", ".join(f"{what}: {n}" for what, n in figures.items()))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests counted."""
+    rows = [
+        f"{report.nodeid.partition('::')[2]} ({report.duration:.1f} s)\n    {value}"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "counts" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("counts")
+        for row in sorted(rows):
+            terminalreporter.write_line(row)

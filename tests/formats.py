@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compat_restore.checkpoint.bundle_writer import BundleWriter
+from compat_restore.checkpoint.slices import encode_slice, slice_key
 from compat_restore.checkpoint.table import TableBuilder
+from compat_restore.checkpoint.wire import bytes_field, varint_field
+from compat_restore.tensors import DType, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +22,16 @@ if TYPE_CHECKING:
     from compat_restore.checkpoint.reader import CheckpointReader
     from compat_restore.checkpoint.writer import Content
 
-__all__ = ["MemoryFile", "flipped", "rows_of", "snapshot", "table_of", "truth_of", "write_bundle"]
+__all__ = [
+    "MemoryFile",
+    "flipped",
+    "rows_of",
+    "snapshot",
+    "table_of",
+    "truth_of",
+    "v1_entries",
+    "write_bundle",
+]
 
 
 class MemoryFile:
@@ -57,6 +69,24 @@ def table_of(entries: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> 
         table.add(key, value)
     table.finish()
     return b"".join(pieces)
+
+
+def v1_entries(tensors: Mapping[str, np.ndarray]) -> dict[bytes, bytes]:
+    """Return the entries of a V1 file that holds float32 tensors, each whole."""
+    number = DType.float32.number
+    meta, entries = b"", {}
+    for name, array in tensors.items():
+        whole = Slice((0,) * array.ndim, (None,) * array.ndim)
+        shape = b"".join(bytes_field(2, varint_field(1, dim)) for dim in array.shape)
+        named = bytes_field(1, name.encode())
+        part = encode_slice(whole)
+        meta += bytes_field(
+            1, named + bytes_field(2, shape) + varint_field(3, number) + bytes_field(4, part)
+        )
+        values = varint_field(1, number) + bytes_field(2, shape) + bytes_field(5, array.tobytes())
+        saved = named + bytes_field(2, part) + bytes_field(3, values)
+        entries[slice_key(name, whole)] = bytes_field(2, saved)
+    return {b"": bytes_field(1, meta)} | entries
 
 
 def flipped(data: bytes, at: int, bits: int = 0xFF) -> bytes:

@@ -347,7 +347,13 @@ def test_where_files_have_no_second_name_one_that_appears_meanwhile_is_not_repla
     monkeypatch.setattr(os, "link", unlinked)
     with BundleWriter(str(tmp_path / "m")) as writer:
         writer.write([of("w", ONE["a/w"])])
-        (tmp_path / "m.index").write_bytes(b"precious")
+        written = writer._write_index
+
+        def meanwhile(count):
+            written(count)
+            (tmp_path / "m.index").write_bytes(b"precious")
+
+        monkeypatch.setattr(writer, "_write_index", meanwhile)
         with pytest.raises(OutputError, match="appeared while"):
             writer.finish()
     assert snapshot(tmp_path) == {"m.index": b"precious"}

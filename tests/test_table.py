@@ -293,3 +293,43 @@ def test_trap_22_tensorflow_lists_fewer_variables_and_no_error(big):
     finally:
         index.write_bytes(whole)
     assert 0 < int(done.stdout.split()[-1]) < 20_000
+
+
+def test_blocks_that_share_bytes_are_damage():
+    empty = block(contents())
+    data = file_of((b"a", empty), (b"b", empty))
+    assert read(data) == {}
+    twice, index = b"", []
+    for bound in (b"a", b"b"):
+        index.append((0, bound, BlockHandle(0, len(empty) - 5).encode()))
+    twice = empty + block(contents())
+    handles = BlockHandle(len(empty), len(twice) - len(empty) - 5).encode()
+    stored = block(contents(*index))
+    handles += BlockHandle(len(twice), len(stored) - 5).encode()
+    with pytest.raises(DamagedCheckpointError, match="inside the one that ends at"):
+        read(twice + stored + handles.ljust(FOOTER_SIZE - 8, b"\0") + MAGIC)
+
+
+def test_bytes_between_the_index_and_the_footer_are_damage():
+    data = table_of(SMALL)
+    with pytest.raises(DamagedCheckpointError, match="where the footer begins"):
+        read(data[:-FOOTER_SIZE] + b"\0" + data[-FOOTER_SIZE:])
+
+
+class CountingFile(MemoryFile):
+    read_bytes = 0
+
+    def read(self, offset, length):
+        self.read_bytes += length
+        return super().read(offset, length)
+
+
+def test_small_values_that_share_a_block_with_a_large_one_do_not_read_it_each_time():
+    entries = {b"%05d" % number: b"small" for number in range(500)} | {b"z": bytes(3 << 20)}
+    file = CountingFile(table_of(entries))
+    reader = TableReader(file)
+    assert len(reader._index) == 1
+    for key, value in entries.items():
+        assert reader.get(key) == value
+    assert reader.get(b"absent") is None
+    assert file.read_bytes < 3 * file.size

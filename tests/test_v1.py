@@ -9,7 +9,7 @@ import time
 import ml_dtypes
 import numpy as np
 import pytest
-from formats import MemoryFile, flipped, rows_of, table_of, truth_of
+from formats import MemoryFile, flipped, rows_of, table_of, truth_of, v1_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ from compat_restore.errors import (
     CheckpointNotFoundError,
     CompatRestoreError,
     DamagedCheckpointError,
+    DamagedTensorsError,
 )
 from compat_restore.tensors import DType, Slice
 
@@ -393,3 +394,14 @@ def test_many_small_tensors_of_one_block_are_read_in_linear_time(tmp_path):
         begun = time.process_time()
         assert all(reader.read(name) == 1 for name in names)
         assert time.process_time() - begun < 2
+
+
+def test_a_tensor_whose_block_is_damaged_is_named(golden, tmp_path):
+    tensors = {f"w{number}": np.zeros(40_000, np.float32) for number in range(9)}
+    data = table_of(v1_entries(tensors))
+    path = tmp_path / "m"
+    path.write_bytes(flipped(data, len(data) // 2))
+    with open_checkpoint(path) as reader, pytest.raises(DamagedTensorsError) as told:
+        reader.verify(reader.specs())
+    assert 1 <= len(told.value.faults) <= 2
+    assert all(f"tensor 'w{number}'" in fault for number, fault in enumerate(told.value.faults, 4))

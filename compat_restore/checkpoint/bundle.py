@@ -38,6 +38,7 @@ from compat_restore.checkpoint.files import (
 )
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
 from compat_restore.checkpoint.slices import (
+    MOST_SLICES,
     check_tiling,
     decode_shape,
     decode_slice,
@@ -135,6 +136,8 @@ class BundleEntry(NamedTuple):
             elif number == 6:
                 checksum = wire.number_of(payload)
             elif number == 7:
+                if len(slices) == MOST_SLICES:
+                    raise wire.WireError(f"more than {MOST_SLICES} parts")
                 slices.append(decode_slice(wire.message_of(payload)))
         dtype = DType.from_number(dtype_number)
         expected = element_count(shape) * dtype.itemsize

@@ -6,12 +6,17 @@ of the index is the moment at which the new checkpoint replaces what was there. 
 free because they carry the number of data files: where `-of-00001` is taken by an older bundle,
 the new one is written as one of two, the second of them empty. Until the index is renamed, the
 old index and its data stay as they were; only after that are they removed.
+
+Several processes may write to one prefix: each puts its files in place alone (`alone_in`), looks
+then what is there, and gives up where it may not replace that. What is removed as old belongs to
+no other checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from compat_restore.checkpoint import wire
@@ -36,6 +41,7 @@ from compat_restore.checkpoint.files import (
     split,
 )
 from compat_restore.checkpoint.output import (
+    alone_in,
     check_writable,
     create_output,
     output_error,
@@ -146,6 +152,7 @@ class BundleWriter(CheckpointWriter):
         prefix = local_path(prefix) or prefix
         self.path = prefix
         self.format = "V2 tensor bundle"
+        self._overwrite = overwrite
         self._old = check_destination(prefix, overwrite=overwrite)
         self._folder = split(absolute(prefix))[0]
         self._largest = max_shard_size
@@ -198,6 +205,24 @@ class BundleWriter(CheckpointWriter):
 
     def finish(self) -> None:
         """Put the bundle in place; the rename of its index is the moment."""
+        for shard in self._shards:
+            shard.sync()  # before others have to wait
+        with alone_in(self._folder):
+            try:
+                self._place()
+            except OutputError:
+                self._take_back()
+                raise
+            except BaseException:  # an interruption: whatever is there by now is whole
+                self._take_back()
+                if self._index.is_placed:
+                    with suppress(OSError):
+                        sync_directory(self._folder)
+                        self._remove_old()
+                raise
+
+    def _place(self) -> None:
+        self._old = check_destination(self.path, overwrite=self._overwrite)
         taken = {int(match[2]) for path in self._old if (match := _DATA_NAME.search(path))}
         count = len(self._shards)
         while count in taken:
@@ -220,16 +245,20 @@ class BundleWriter(CheckpointWriter):
                 f"'{self.path}' is written, but it is not sure that it would survive a power "
                 f"cut ({error.strerror or error}); older data files beside it were left"
             ) from error
+        self._remove_old()
+
+    def _remove_old(self) -> None:
         for path in self._old:
             if path != f"{self.path}.index":
                 remove(path)
 
-    def close(self) -> None:
-        """Remove what was written; after `finish` there is nothing to remove."""
+    def _take_back(self) -> None:
         if not self._index.is_placed:
             for shard in self._shards:
-                if shard.is_placed:
-                    remove(shard.path)
+                shard.take_back()
+
+    def close(self) -> None:
+        """Remove what was written; after `finish` there is nothing to remove."""
         for shard in reversed(self._shards):
             shard.close()
         self._index.close()

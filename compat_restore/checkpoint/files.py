@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from compat_restore.errors import (
@@ -244,12 +245,12 @@ def identity(path: str) -> object | None:
 
 
 def check_range(name: str, size: int, offset: int, length: int) -> None:
-    """Check that bytes to be read are within a file.
+    """Check that bytes to be read are within a file; no bytes are, wherever they are said to be.
 
     Raises:
         DamagedCheckpointError: they are not.
     """
-    if offset < 0 or length < 0 or offset + length > size:
+    if offset < 0 or length < 0 or (length and offset + length > size):
         raise DamagedCheckpointError(
             f"'{name}' has {size} bytes, but bytes {offset} to {offset + length} "
             "are needed: the file is cut short, or what points into it is damaged"
@@ -290,11 +291,16 @@ class LocalFile(ClosedAtEnd):
             raise CheckpointNotFoundError(
                 f"'{path}' is {'no regular file' if os.path.exists(path) else 'missing'}"
             )
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+        try:  # a FIFO that took the place of the file would be waited for
+            self._descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise self._unreadable(error) from error
-        self.size = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            raise CheckpointNotFoundError(f"'{path}' is no regular file")
+        self.size = found.st_size
 
     @property
     def descriptor(self) -> int:
@@ -337,6 +343,7 @@ class LocalFile(ClosedAtEnd):
 
     def close(self) -> None:
         """Close the file; closing it twice does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):  # nothing was written, and all that was read is read
+                os.close(descriptor)

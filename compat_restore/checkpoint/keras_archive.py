@@ -356,6 +356,15 @@ class ArchiveOutput:
         self._size = template.size
         self.start = 0
         self._zip = zipfile.ZipFile(_OutputStream(output), "w", allowZip64=True)
+        try:
+            self._copy(template)
+        except BaseException:
+            self.close()
+            raise
+
+    def _copy(self, template: KerasArchive) -> None:
+        import zipfile
+
         self._zip.comment = template.zip.comment
         for member in template.zip.infolist():
             copy = zipfile.ZipInfo(member.filename, member.date_time)

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointedVariable", "ObjectGraph"]
 
 VARIABLE_VALUE = "VARIABLE_VALUE"
+# Keys begin with the paths of their objects: so many times their length, and so much more, is
+# what all paths may have in characters.
+_MOST_TIMES = 8
+_SHORTEST_LIMIT = 1 << 20
 # What an optimizer tracks: that of Keras 3 and tf_keras, and before them OptimizerV2.
 _SIGNS_OF_AN_OPTIMIZER = (
     {"_iterations", "_variables"},
@@ -64,6 +68,7 @@ class _Node(NamedTuple):
     children: tuple[tuple[str, int], ...]
     attributes: tuple[tuple[str, str, str], ...]  # name, full name, key
     slots: tuple[tuple[int, str, int], ...]  # variable's node, slot name, slot's node
+    highest: int  # of the numbers of nodes that it names; -1 if it names none
 
 
 class ObjectGraph:
@@ -71,7 +76,6 @@ class ObjectGraph:
 
     def __init__(self, nodes: tuple[_Node, ...]) -> None:
         self._nodes = nodes
-        self._paths = self._shortest_paths(0)
         self.variables: Mapping[str, CheckpointedVariable] = self._variables()
 
     @classmethod
@@ -81,12 +85,15 @@ class ObjectGraph:
         Raises:
             WireError: it is malformed, or a node names one that is not there.
         """
-        nodes = tuple(_decode_node(message_of(p)) for n, _, p in fields(data) if n == 1)
-        for node in nodes:
-            named = [child for _, child in node.children]
-            named += [number for slot in node.slots for number in (slot[0], slot[2])]
-            if any(number >= len(nodes) for number in named):
-                raise WireError(f"a node names number {max(named)} of {len(nodes)} nodes")
+        messages = [message_of(payload) for number, _, payload in fields(data) if number == 1]
+        known: dict[bytes, _Node] = {}  # a million equal ones are two megabytes of file
+        for message in messages:
+            if message not in known:
+                known[message] = _decode_node(message)
+        nodes = tuple(map(known.__getitem__, messages))
+        highest = max((node.highest for node in nodes), default=-1)
+        if highest >= len(nodes):
+            raise WireError(f"a node names number {highest} of {len(nodes)} nodes")
         return cls(nodes)
 
     @cached_property
@@ -114,15 +121,13 @@ class ObjectGraph:
 
     def below(self, node: int) -> frozenset[str]:
         """Return the keys of all variables that can be reached from a node."""
-        return frozenset(
-            key for number in self._shortest_paths(node) if (key := self.key_of_node(number))
-        )
+        return frozenset(key for number in self._reached(node) if (key := self.key_of_node(number)))
 
     def slot_keys_below(self, node: int) -> frozenset[str]:
         """Return the keys of the slots that optimizers at or below a node hold."""
         return frozenset(
             key
-            for number in self._shortest_paths(node)
+            for number in self._reached(node)
             for _, _, slot in self._nodes[number].slots
             if (key := self.key_of_node(slot))
         )
@@ -138,22 +143,53 @@ class ObjectGraph:
                 return key
         return None
 
-    def _shortest_paths(self, root: int) -> dict[int, str]:
-        """Return the shortest path of every node that can be reached from `root`."""
+    def _reached(self, root: int) -> dict[int, tuple[int, str]]:
+        """Return every node that can be reached from `root`, nearest first.
+
+        Each with the node before it on the shortest way, and its name there.
+        """
         if not self._nodes:
             return {}
-        paths = {root: ""}
+        reached = {root: (root, "")}
         waiting = deque([root])
         while waiting:
             number = waiting.popleft()
             for name, child in self._nodes[number].children:
-                if child not in paths:
-                    escaped = name.replace(".", "..").replace("/", ".S")
-                    paths[child] = f"{paths[number]}/{escaped}" if paths[number] else escaped
+                if child not in reached:
+                    reached[child] = number, name.replace(".", "..").replace("/", ".S")
                     waiting.append(child)
+        return reached
+
+    def _paths(self) -> dict[int, str]:
+        """Return the shortest path from the root of every node that has attributes.
+
+        Raises:
+            WireError: they are longer, all together, than the graph and its keys call for: a chain
+                of objects would take memory in the square of its length.
+        """
+        reached = self._reached(0)
+        lengths: dict[int, int] = {}
+        wanted, total = [], 0
+        most = _SHORTEST_LIMIT
+        for number, (above, name) in reached.items():
+            lengths[number] = lengths.get(above, 0) + len(name) + 1
+            if attributes := self._nodes[number].attributes:
+                wanted.append(number)
+                total += lengths[number]
+                most += _MOST_TIMES * sum(len(key) for _, _, key in attributes)
+        if total > most:
+            raise WireError(f"paths of objects of {total} characters in all")
+        paths = {}
+        for number in wanted:
+            names, at = [], number
+            while at:
+                at, name = reached[at]
+                names.append(name)
+            paths[number] = "/".join(reversed(names))
         return paths
 
     def _variables(self) -> dict[str, CheckpointedVariable]:
+        paths = self._paths()
         slots = {
             slot: (variable, name) for node in self._nodes for variable, name, slot in node.slots
         }
@@ -168,7 +204,7 @@ class ObjectGraph:
             variable, slot = slots.get(number, (None, None))
             owner = keys.get(variable) if variable is not None else None
             for name, full_name, key in node.attributes:
-                path = self._paths.get(number, key.split("/.ATTRIBUTES/")[0])
+                path = paths.get(number, key.split("/.ATTRIBUTES/")[0])
                 if name != VARIABLE_VALUE:
                     path = f"{path}/{name}" if path else name
                 found[key] = CheckpointedVariable(key, path, full_name, number, owner, slot)
@@ -189,7 +225,9 @@ def _decode_node(data: bytes) -> _Node:
         elif number == 3:
             slot = _Fields(message_of(payload))
             slots.append((slot.number(1), slot.text(2), slot.number(3)))
-    return _Node(tuple(children), tuple(attributes), tuple(slots))
+    named = [child for _, child in children]
+    named += [node for variable, _, slot in slots for node in (variable, slot)]
+    return _Node(tuple(children), tuple(attributes), tuple(slots), max(named, default=-1))
 
 
 class _Fields:

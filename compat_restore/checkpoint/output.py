@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.files import ClosedAtEnd, is_url, local_path
 from compat_restore.errors import OutputError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "OutputFile",
+    "alone_in",
     "check_writable",
     "create_output",
     "output_error",
@@ -22,6 +27,7 @@ __all__ = [
     "sync_directory",
 ]
 
+_LONGEST_WAIT = 60.0  # seconds, for others to put their files in place
 _FLUSH_EVERY = 8 << 20
 # What file systems say that have no second names for a file (exFAT, some network drives).
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -48,6 +54,7 @@ class OutputFile(ClosedAtEnd):
         self._hidden = os.path.join(self._folder, f".{stem[:100]}.{os.urandom(8).hex()}")
         self._named = False  # whether the hidden name exists
         self._placed = False
+        self._synced = False
         self._waiting = 0  # bytes written, whose way to the disk has not begun
         self._made: list[str] = []
         self._descriptor = -1
@@ -57,6 +64,14 @@ class OutputFile(ClosedAtEnd):
         except OSError as error:
             self.close()
             raise self._failed(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        """Remove a file that nobody got hold of: the program was interrupted while it began."""
+        with suppress(AttributeError):  # of one that was refused before it began
+            self.close()
 
     @property
     def descriptor(self) -> int:
@@ -109,6 +124,7 @@ class OutputFile(ClosedAtEnd):
         Raises:
             OutputError: the disk does not take them.
         """
+        self._synced = False
         try:
             done = os.pwrite(self._descriptor, data, offset)
             while done < len(data):
@@ -151,15 +167,18 @@ class OutputFile(ClosedAtEnd):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def sync(self) -> None:
-        """Wait until everything that was written is on the disk.
+        """Wait until everything is on the disk; nothing may be written after it.
 
         Raises:
             OutputError: it does not get there.
         """
+        if self._synced:
+            return
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._failed(error) from error
+        self._synced = True
 
     def place(self, *, replace: bool) -> None:
         """Make the file appear under its name, in one moment; its bytes are on the disk before.
@@ -193,24 +212,32 @@ class OutputFile(ClosedAtEnd):
             raise self._failed(error) from error
         self._placed = True
         self._made.clear()
-        with suppress(OSError):  # all is written; nothing is left to go wrong with it
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._close_descriptor()
+
+    def take_back(self) -> None:
+        """Remove the file from its place, if it was placed; it is the only one that knows of it."""
+        if self.is_placed:
+            remove(self.path)
+            self._placed = False
 
     def close(self) -> None:
         """Remove the file and the directories made for it, unless it was placed."""
         if self.is_placed:
             self._made.clear()
-        if self._descriptor >= 0:
-            with suppress(OSError):  # what could not be written any more is not wanted any more
-                os.close(self._descriptor)
-            self._descriptor = -1
+        self._close_descriptor()
         if self._named:
             remove(self._hidden)
             self._named = False
         while self._made:
             with suppress(OSError):  # somebody else's file is in it by now
                 os.rmdir(self._made.pop())
+
+    def _close_descriptor(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            # All is written and on the disk, or is not wanted any more.
+            with suppress(OSError):
+                os.close(descriptor)
 
     def _failed(self, error: OSError) -> OutputError:
         return output_error(self.path, error)
@@ -225,13 +252,14 @@ class OutputFile(ClosedAtEnd):
                 break
             folder = above
         for folder in reversed(missing):
+            self._made.append(folder)  # before it is: a signal may come right after that
             try:
                 os.mkdir(folder)
             except FileExistsError:
+                self._made.remove(folder)
                 if not os.path.isdir(folder):
                     raise
-                continue  # another process made it
-            self._made.append(folder)
+                # Another process made it.
 
     def _open(self) -> int:
         nameless = getattr(os, "O_TMPFILE", 0)
@@ -241,9 +269,8 @@ class OutputFile(ClosedAtEnd):
             with suppress(OSError):
                 return os.open(self._folder, nameless | os.O_RDWR | os.O_CLOEXEC, 0o666)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(self._hidden, flags, 0o666)
         self._named = True
-        return descriptor
+        return os.open(self._hidden, flags, 0o666)
 
     def _name_hidden(self) -> None:
         if not self._named:
@@ -277,6 +304,70 @@ class OutputFile(ClosedAtEnd):
         finally:
             with suppress(OSError):  # the link is made, or not, by now
                 os.close(folder)
+
+
+@contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Wait until no other process puts a checkpoint of several files in place in a directory.
+
+    Which of the files that are there belong to no checkpoint can only be told while nobody else is
+    half done; what is removed as such might otherwise be what another is about to name. The lock
+    is one on the directory itself: it leaves nothing behind, and ends with the process. Where
+    there are no such locks (object stores, some network drives), nothing is waited for.
+
+    Raises:
+        OutputError: others do not come to an end.
+    """
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            _unlock(descriptor)
+
+
+def _lock(folder: str) -> int | None:
+    if is_url(folder):
+        return None
+    import time
+
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except (ImportError, OSError):
+        return None
+    end = time.monotonic() + _LONGEST_WAIT
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise OutputError(
+                        f"'{folder}' is locked by another program, for {_LONGEST_WAIT:.0f} s: does "
+                        "one hang that writes there? Nothing was changed"
+                    ) from None
+                time.sleep(0.005)
+            else:
+                return descriptor
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, OutputError):
+            raise
+        return None  # the file system has no locks
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _unlock(descriptor: int) -> None:
+    import fcntl
+
+    with suppress(OSError):  # before it is closed: a forked process may hold it too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def create_output(path: str) -> OutputFile:

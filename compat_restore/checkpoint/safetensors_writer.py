@@ -9,6 +9,7 @@ the moment: readers take it rather than an index.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.copying import Copy, copy_tensors
@@ -24,6 +25,7 @@ from compat_restore.checkpoint.files import (
     split,
 )
 from compat_restore.checkpoint.output import (
+    alone_in,
     check_writable,
     create_output,
     output_error,
@@ -162,6 +164,7 @@ class SafetensorsWriter(CheckpointWriter):
             raise UsageError(f"max_shard_size={max_shard_size}: a number of bytes is expected")
         self.path = path
         self.format = "safetensors file"
+        self._overwrite = overwrite
         self._old = check_destination(path, overwrite=overwrite)
         self._largest = max_shard_size
         self._entries: dict[str, tuple[OutputFile, Entry]] = {}
@@ -197,6 +200,24 @@ class SafetensorsWriter(CheckpointWriter):
     def finish(self) -> None:
         """Put the checkpoint in place; the rename of the file, or of the index, is the moment."""
         folder, _ = split(absolute(self.path))
+        for output in (*self._shards, self._main):
+            output.sync()  # before others have to wait
+        with alone_in(folder):
+            try:
+                self._place(folder)
+            except OutputError:
+                self._take_back()
+                raise
+            except BaseException:  # an interruption: whatever is there by now is whole
+                self._take_back()
+                if self._main.is_placed:
+                    with suppress(OSError):
+                        sync_directory(folder)
+                        self._remove_old(folder)
+                raise
+
+    def _place(self, folder: str) -> None:
+        self._old = check_destination(self.path, overwrite=self._overwrite)
         for shard in self._shards:
             shard.place(replace=False)
         if self._shards:
@@ -207,9 +228,7 @@ class SafetensorsWriter(CheckpointWriter):
         self._main.place(replace=self._main.path in self._old)
         try:
             sync_directory(folder)
-            if self._shards and self.path in self._old:
-                self._remove_single()
-                sync_directory(folder)
+            self._remove_old(folder)
         except OutputError:
             raise
         except OSError as error:
@@ -217,9 +236,20 @@ class SafetensorsWriter(CheckpointWriter):
                 f"'{self._main.path}' is written, but it is not sure that it would survive a "
                 f"power cut ({error.strerror or error}); older files beside it were left"
             ) from error
+
+    def _remove_old(self, folder: str) -> None:
+        """Remove what is no part of the new checkpoint: first what would count in its place."""
+        if self._shards and self.path in self._old:
+            self._remove_single()
+            sync_directory(folder)
         for path in self._old:
             if path != self._main.path:
                 remove(path)
+
+    def _take_back(self) -> None:
+        if not self._main.is_placed:
+            for shard in self._shards:
+                shard.take_back()
 
     def _remove_single(self) -> None:
         """Remove the single file that is called as the new set is.
@@ -236,10 +266,6 @@ class SafetensorsWriter(CheckpointWriter):
 
     def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
-        if not self._main.is_placed:
-            for shard in self._shards:
-                if shard.is_placed:
-                    remove(shard.path)
         for shard in self._shards:
             shard.close()
         self._main.close()

@@ -37,6 +37,7 @@ __all__ = [
     "slice_key",
 ]
 
+MOST_SLICES = 100_000  # of one variable; each costs memory, and two bytes in a file announce one
 _FULL_EXTENT = -1
 _MOST_DIMENSIONS = 32  # what NumPy 1 can hold; TensorFlow's operations stop well before
 _MOST_ELEMENTS = 1 << 59  # of 16 bytes: NumPy counts bytes in int64, passing over empty axes
@@ -49,6 +50,8 @@ def decode_shape(data: bytes) -> Shape:
     dims = []
     for number, _, payload in fields(data):
         if number == 2:
+            if len(dims) == _MOST_DIMENSIONS:
+                raise WireError(f"a shape of more than {_MOST_DIMENSIONS} dimensions")
             dims.append(_decode_dim(message_of(payload)))
         elif number == 3 and payload:
             raise WireError("a shape of unknown rank")
@@ -102,6 +105,8 @@ def decode_slice(data: bytes) -> Slice:
                 length = signed(number_of(value))
         if start < 0 or (length is not None and length < 0):
             raise WireError(f"a slice from {start} of length {length}")
+        if len(starts) == _MOST_DIMENSIONS:
+            raise WireError(f"a slice of more than {_MOST_DIMENSIONS} dimensions")
         starts.append(start)
         lengths.append(length)
     return Slice(tuple(starts), tuple(lengths))

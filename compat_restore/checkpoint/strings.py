@@ -11,15 +11,18 @@ there over the stored 4 bytes and the strings.
 
 from __future__ import annotations
 
+from struct import pack
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.checksum import crc32c, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["decode_strings", "encode_strings"]
+
+_AT_ONCE = 4096
 
 
 def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:
@@ -28,11 +31,11 @@ def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:
     Raises:
         WireError: the bytes do not hold `count` strings and nothing else.
     """
-    lengths, position, crc = [], 0, 0
+    lengths, position = [], 0
     for _ in range(count):
         length, position = wire.varint(data, position)
         lengths.append(length)
-        crc = crc32c(length.to_bytes(4 if length < 1 << 32 else 8, "little"), crc)
+    crc = _crc_of_lengths(lengths)
     stored = data[position : position + 4]
     position += 4
     if position + sum(lengths) != len(data):
@@ -52,8 +55,15 @@ def decode_strings(data: bytes, count: int) -> tuple[list[bytes], int]:
 def encode_strings(strings: Iterable[bytes]) -> tuple[bytes, int]:
     """Return (bytes as stored, crc32c by the rule for strings) of a string tensor's elements."""
     elements = list(strings)
-    crc = 0
-    for element in elements:
-        crc = crc32c(len(element).to_bytes(4 if len(element) < 1 << 32 else 8, "little"), crc)
+    crc = _crc_of_lengths(list(map(len, elements)))
     tail = mask(crc).to_bytes(4, "little") + b"".join(elements)
     return b"".join(wire.write_varint(len(e)) for e in elements) + tail, crc32c(tail, crc)
+
+
+def _crc_of_lengths(lengths: Sequence[int]) -> int:
+    crc = 0
+    for begin in range(0, len(lengths), _AT_ONCE):
+        some = lengths[begin : begin + _AT_ONCE]
+        widths = "".join("I" if length < 1 << 32 else "Q" for length in some)
+        crc = crc32c(pack(f"<{widths}", *some), crc)
+    return crc

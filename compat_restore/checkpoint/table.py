@@ -47,6 +47,8 @@ BLOCK_TRAILER_SIZE = 5
 PLAIN, SNAPPY = 0, 1
 BLOCK_SIZE = 256 * 1024
 RESTART_INTERVAL = 16
+_CHECKED_TOGETHER = 1 << 16  # entries: so soon is it found out that a block is no block
+_MOST_SHARED = 64  # times a block's size: what its keys share, all together
 # A snappy stream cannot expand further than this: a copy element takes at least 3 bytes for 64.
 _SNAPPY_LARGEST_RATIO = 32
 
@@ -100,13 +102,29 @@ class TableReader:
         if _footer(metaindex, index) != footer:
             raise self._damaged("has a damaged footer (it is not as its own handles are written)")
         self._block(metaindex)
+        keys, values = self._entries(index)
+        if index.offset + index.size + BLOCK_TRAILER_SIZE != source.size - FOOTER_SIZE:
+            raise self._damaged(
+                f"has an index block of {index.size} bytes at {index.offset}, which does not end "
+                f"where the footer begins, at byte {source.size - FOOTER_SIZE}"
+            )
         self._index: list[tuple[bytes, BlockHandle]] = []
-        self._last: tuple[BlockHandle, dict[bytes, bytes]] | None = None
-        for key, value in zip(*self._entries(index), strict=True):
+        # The block that `get` read last: its entries, and the key of one that was not kept.
+        self._last: tuple[BlockHandle, dict[bytes, bytes], bytes | None] | None = None
+        end = 0
+        for key, value in zip(keys, values, strict=True):
             try:
                 handle, _ = BlockHandle.decode(value)
             except WireError as error:
                 raise self._damaged(f"has a damaged index entry {key!r} ({error})") from None
+            # Blocks that shared bytes would make a small file into a table of any size.
+            if handle.offset < end:
+                raise self._damaged(
+                    f"has a block at {handle.offset}, inside the one that ends at {end}"
+                )
+            end = handle.offset + handle.size + BLOCK_TRAILER_SIZE
+            if self._index and key <= self._index[-1][0]:
+                raise self._disordered(self._index[-1][0], key)
             self._index.append((key, handle))
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
@@ -124,19 +142,10 @@ class TableReader:
         Raises:
             DamagedCheckpointError: a block is damaged or keys do not ascend; never a short list.
         """
-        last: bytes | None = None
-        for bound, handle in self._index:
-            keys, values = self._entries(handle)
-            if not keys:
-                continue
-            if last is not None and keys[0] <= last:
-                raise self._disordered(last, keys[0])
-            if not all(map(lt, keys, keys[1:])):
-                raise self._disordered(*next((a, b) for a, b in pairwise(keys) if b <= a))
-            last = keys[-1]
-            if last > bound:
-                raise self._damaged(f"has the key {last!r} in a block that ends at {bound!r}")
-            yield keys, values
+        for at in range(len(self._index)):
+            keys, values = self._entries_in_order(at)
+            if keys:
+                yield keys, values
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None if the table does not have it.
@@ -150,12 +159,31 @@ class TableReader:
         if at == len(self._index):
             return None
         handle = self._index[at][1]
-        if self._last is not None and self._last[0] == handle:
+        if self._last is not None and self._last[0] == handle and self._last[2] != key:
             return self._last[1].get(key)
-        entries = dict(zip(*self._entries(handle), strict=True))
-        # Small values share a block, and are asked for in turn. A large value has its own.
-        self._last = (handle, entries) if handle.size <= 2 * BLOCK_SIZE else None
-        return entries.get(key)
+        keys, values = self._entries_in_order(at)
+        entries = dict(zip(keys, values, strict=True))
+        found = entries.get(key)
+        # Small values share a block, and are asked for in turn. One that is large is the last of
+        # its block, and is not kept: asking for it again reads the block again.
+        left = keys[-1] if keys and handle.size > 2 * BLOCK_SIZE else None
+        if left is not None:
+            del entries[left]
+        self._last = handle, entries, left
+        return found
+
+    def _entries_in_order(self, at: int) -> tuple[list[bytes], list[bytes]]:
+        """Return (keys, values) of a block, its keys ascending between the bounds of the index."""
+        bound, handle = self._index[at]
+        keys, values = self._entries(handle)
+        if not keys:
+            return keys, values
+        before = self._index[at - 1][0] if at else None
+        if before is not None and keys[0] <= before:
+            raise self._disordered(before, keys[0])
+        if keys[-1] > bound:
+            raise self._damaged(f"has the key {keys[-1]!r} in a block that ends at {bound!r}")
+        return keys, values
 
     def _disordered(self, key: bytes, after: bytes) -> DamagedCheckpointError:
         return self._damaged(f"has the key {after!r} after {key!r}: keys must ascend")
@@ -233,24 +261,36 @@ def _parse_block(data: bytes) -> tuple[list[bytes], list[bytes]]:
         raise WireError(f"{restarts} restart points in {size} bytes")
     keys: list[bytes] = []
     values: list[bytes] = []
-    position, key = 0, b""
+    position, key, taken = 0, b"", 0
     while position < end:
-        # Nearly every header is three one-byte varints: take those without a call. One that goes
-        # on past `end` is still inside `data`, and makes for an entry that reaches past it.
-        shared, unshared, length = data[position], data[position + 1], data[position + 2]
-        if shared | unshared | length < 0x80:
-            start = position + 3
-        else:
-            shared, start = varint(data, position, end)
-            unshared, start = varint(data, start, end)
-            length, start = varint(data, start, end)
-        middle = start + unshared
-        position = middle + length
-        if position > end or shared > len(key):
-            raise WireError(f"an entry at byte {start} that reaches past the block's {end}")
-        key = key[:shared] + data[start:middle]
-        keys.append(key)
-        values.append(data[middle:position])
+        first = len(keys)
+        for _ in range(_CHECKED_TOGETHER):
+            # Nearly every header is three one-byte varints: take those without a call. One that
+            # goes on past `end` is still inside `data`, and makes an entry that reaches past it.
+            shared, unshared, length = data[position], data[position + 1], data[position + 2]
+            if shared | unshared | length < 0x80:
+                start = position + 3
+            else:
+                shared, start = varint(data, position, end)
+                unshared, start = varint(data, start, end)
+                length, start = varint(data, start, end)
+                # Each entry may repeat the key before it, and a long one takes few bytes to repeat.
+                taken += shared
+                if taken > _MOST_SHARED * size:
+                    raise WireError(f"keys of over {taken} bytes in {size}")
+            middle = start + unshared
+            position = middle + length
+            if position > end or shared > len(key):
+                raise WireError(f"an entry at byte {start} that reaches past the block's {end}")
+            key = key[:shared] + data[start:middle]
+            keys.append(key)
+            values.append(data[middle:position])
+            if position == end:
+                break
+        some = keys[max(first - 1, 0) :]
+        if not all(map(lt, some, some[1:])):
+            before, after = next((a, b) for a, b in pairwise(some) if b <= a)
+            raise WireError(f"the key {after!r} after {before!r}: keys must ascend")
     return keys, values
 
 

@@ -16,13 +16,18 @@ type, narrow integers and bools as varints; a V1 table's blocks carry the only c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.files import open_source
 from compat_restore.checkpoint.reader import CheckpointReader
-from compat_restore.checkpoint.slices import check_tiling, decode_shape, decode_slice, slice_key
+from compat_restore.checkpoint.slices import (
+    MOST_SLICES,
+    check_tiling,
+    decode_shape,
+    decode_slice,
+    slice_key,
+)
 from compat_restore.checkpoint.table import TableReader
 from compat_restore.errors import CheckpointFormatError, DamagedCheckpointError
 from compat_restore.tensors import DType, TensorSpec, element_count, numpy_dtype
@@ -56,12 +61,6 @@ _INT_VAL = (7, _VARINTS)
 _TENSOR_CONTENT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    slice: Slice
-    file: int
-
-
 class V1Reader(CheckpointReader):
     """Reads a V1 checkpoint of one or many files."""
 
@@ -83,7 +82,7 @@ class V1Reader(CheckpointReader):
         self._sources: list[ByteSource] = []
         self._tables: list[TableReader] = []
         self._shapes: dict[str, tuple[DType, Shape]] = {}
-        self._parts: dict[str, list[_Part]] = {}
+        self._parts: dict[str, dict[Slice, int]] = {}  # and in which file each stands
         try:
             for number, name in enumerate(files):
                 source = open_source(name)
@@ -141,6 +140,8 @@ class V1Reader(CheckpointReader):
                 elif inner == 3:
                     dtype_number = wire.number_of(value)
                 elif inner == 4:
+                    if len(slices) == MOST_SLICES:
+                        raise wire.WireError(f"tensor '{name}' has more than {MOST_SLICES} parts")
                     slices.append(decode_slice(wire.message_of(value)))
             found = DType.from_number(dtype_number), dims
             known = self._shapes.setdefault(name, found)
@@ -149,13 +150,18 @@ class V1Reader(CheckpointReader):
                     f"tensor '{name}' is {found[0]}{list(found[1])} in this file and "
                     f"{known[0]}{list(known[1])} in another"
                 )
-            self._parts.setdefault(name, []).extend(_Part(part, number) for part in slices)
+            parts = self._parts.setdefault(name, {})
+            for part in slices:
+                if parts.setdefault(part, number) != number:
+                    raise wire.WireError(
+                        f"a part of tensor '{name}' stands in two files: is one a copy of another?"
+                    )
 
     def _spec(self, name: str) -> TensorSpec:
         dtype, shape = self._shapes[name]
-        parts = self._parts[name]
-        whole = len(parts) == 1 and all(length is None for length in parts[0].slice.lengths)
-        return TensorSpec(name, dtype, shape, () if whole else tuple(p.slice for p in parts))
+        parts = tuple(self._parts[name])
+        whole = len(parts) == 1 and all(length is None for length in parts[0].lengths)
+        return TensorSpec(name, dtype, shape, () if whole else parts)
 
     def _damaged(self, name: str, what: str) -> DamagedCheckpointError:
         return DamagedCheckpointError(
@@ -167,9 +173,9 @@ class V1Reader(CheckpointReader):
         import numpy as np
 
         dtype, shape = self._shapes[key]
-        parts = self._parts[key]
+        parts = list(self._parts[key])
         try:
-            check_tiling(shape, [part.slice for part in parts])
+            check_tiling(shape, parts)
         except ValueError as error:
             raise self._damaged(key, str(error)) from None
         if len(parts) == 1:
@@ -178,20 +184,24 @@ class V1Reader(CheckpointReader):
         pieces = [self._part(key, part, dtype, shape) for part in parts]
         full = np.empty(shape, numpy_dtype(dtype))
         for part, piece in zip(parts, pieces, strict=True):
-            starts, lengths = part.slice.resolve(shape)
+            starts, lengths = part.resolve(shape)
             full[tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))] = piece
         return full
 
-    def _part(self, key: str, part: _Part, dtype: DType, shape: Shape) -> Array:
-        return self._values(key, self._payload(key, part), dtype, part.slice.resolve(shape)[1])
+    def _part(self, key: str, part: Slice, dtype: DType, shape: Shape) -> Array:
+        return self._values(key, self._payload(key, part), dtype, part.resolve(shape)[1])
 
-    def _payload(self, key: str, part: _Part) -> bytes:
+    def _payload(self, key: str, part: Slice) -> bytes:
         """Return the TensorProto of a part."""
-        value = self._tables[part.file].get(slice_key(key, part.slice))
+        file = self._parts[key][part]
+        try:
+            value = self._tables[file].get(slice_key(key, part))
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(f"tensor '{key}' cannot be read: {error}") from None
         if value is None:
             raise self._damaged(
                 key,
-                f"'{self._sources[part.file].name}' announces a part of it and does not hold it",
+                f"'{self._sources[file].name}' announces a part of it and does not hold it",
             )
         try:
             for field, _, payload in wire.fields(value):
