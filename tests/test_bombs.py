@@ -19,7 +19,6 @@ from formats import table_of, write_bundle
 from hostile import MOST_MEMORY, MOST_SECONDS, put
 
 from compat_restore import open_checkpoint
-from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.bundle import BundleEntry
 from compat_restore.checkpoint.checksum import crc32c, mask
 from compat_restore.checkpoint.object_graph import ObjectGraph
@@ -32,7 +31,6 @@ from compat_restore.errors import (
     CheckpointNotFoundError,
     CompatRestoreError,
     DamagedCheckpointError,
-    DamagedTensorsError,
 )
 from compat_restore.names import OBJECT_GRAPH_KEY
 from compat_restore.tensors import DType, Slice

@@ -364,7 +364,7 @@ def test_where_files_have_no_second_name_one_that_appears_meanwhile_is_not_repla
 
 def test_a_directory_is_no_prefix(tmp_path):
     for name in (str(tmp_path), f"{tmp_path}/"):
-        with pytest.raises(OutputError, match="is a directory; a prefix"):
+        with pytest.raises(OutputError, match="is a directory; a name for the new checkpoint"):
             BundleWriter(name)
     assert os.listdir(tmp_path) == []
 

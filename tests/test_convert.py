@@ -718,7 +718,7 @@ def test_a_destination_that_is_no_file_name_is_told(tmp_path, monkeypatch, name)
     monkeypatch.chdir(tmp_path)
     ckpt = write(tmp_path / "m", {"w": numbers(3)})
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(cr.OutputError, match="a prefix for the files is expected"):
+    with pytest.raises(cr.OutputError, match="a name for the new checkpoint is expected"):
         cr.convert(ckpt, name)
     assert sorted(tmp_path.rglob("*")) == before
 

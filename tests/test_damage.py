@@ -104,7 +104,7 @@ def outcome(path, truth):
         except DamagedTensorsError as error:
             told = "\n".join(error.faults)
             found = {n for n in truth if f"'{n}'" in told or f"'{n} (part" in told}
-            assert found == damaged  # noqa: PT017
+            assert found == damaged
         else:
             assert not damaged
     return LISTED if damaged else HARMLESS

@@ -14,7 +14,6 @@ no other checkpoint.
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,9 +31,7 @@ from compat_restore.checkpoint.copying import (
 from compat_restore.checkpoint.files import (
     absolute,
     is_directory,
-    is_regular_file,
     is_there,
-    is_url,
     join,
     listing,
     local_path,
@@ -42,7 +39,6 @@ from compat_restore.checkpoint.files import (
 )
 from compat_restore.checkpoint.output import (
     alone_in,
-    check_writable,
     create_output,
     output_error,
     remove,
@@ -51,7 +47,7 @@ from compat_restore.checkpoint.output import (
 from compat_restore.checkpoint.slices import slice_key
 from compat_restore.checkpoint.strings import encode_strings
 from compat_restore.checkpoint.table import TableBuilder
-from compat_restore.checkpoint.writer import CheckpointWriter
+from compat_restore.checkpoint.writer import CheckpointWriter, check_place
 from compat_restore.errors import (
     DamagedCheckpointError,
     DamagedTensorsError,
@@ -84,25 +80,7 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there are some and `overwrite` is not set, or no bundle can have this prefix.
     """
-    check_writable(prefix)
-    if not split(prefix)[1] or is_directory(prefix):
-        raise OutputError(
-            f"'{prefix}' is {'a directory' if prefix else 'no name'}; a prefix for the files is "
-            f"expected, such as '{join(prefix, 'model.ckpt')}'"
-        )
-    old = _existing(prefix)
-    if old and not overwrite:
-        raise OutputError(
-            f"'{prefix}' exists already ({', '.join(map(os.path.basename, old))}); "
-            "choose another name, or overwrite it with overwrite=True (--overwrite)"
-        )
-    for path in old:
-        if not is_url(path) and not os.path.islink(path) and not is_regular_file(path):
-            raise OutputError(
-                f"'{path}' is no regular file, and stands where one of the checkpoint's would; "
-                "choose another name"
-            )
-    return old
+    return check_place(prefix, _existing, overwrite=overwrite, example="model.ckpt")
 
 
 def _existing(prefix: str) -> tuple[str, ...]:

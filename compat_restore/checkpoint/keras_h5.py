@@ -23,7 +23,6 @@ the dataset's attribute `dtype` (not in legacy files).
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -31,20 +30,15 @@ from compat_restore.checkpoint.copying import Copy, copy_tensors
 from compat_restore.checkpoint.files import (
     absolute,
     identity,
-    is_directory,
-    is_regular_file,
-    is_there,
-    is_url,
-    join,
     open_source,
     split,
 )
 from compat_restore.checkpoint.hdf5 import Hdf5File, hdf5_start
 from compat_restore.checkpoint.keras_archive import ArchiveOutput, KerasArchive
 from compat_restore.checkpoint.keras_names import layers_of_config, variable_names
-from compat_restore.checkpoint.output import check_writable, create_output, sync_directory
+from compat_restore.checkpoint.output import create_output, sync_directory
 from compat_restore.checkpoint.reader import CheckpointReader, StoredTensor
-from compat_restore.checkpoint.writer import CheckpointWriter
+from compat_restore.checkpoint.writer import CheckpointWriter, check_place, the_file_itself
 from compat_restore.errors import (
     CheckpointFormatError,
     DamagedCheckpointError,
@@ -366,22 +360,7 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there is one and `overwrite` is not set, or no file can have this name.
     """
-    check_writable(path)
-    if not split(path)[1] or is_directory(path):
-        raise OutputError(
-            f"'{path}' is {'a directory' if path else 'no name'}; the name of a file is expected, "
-            f"such as '{join(path, 'model.weights.h5')}'"
-        )
-    if not is_there(path):
-        return ()
-    if not overwrite:
-        raise OutputError(
-            f"'{path}' exists already; choose another name, or overwrite it with overwrite=True "
-            "(--overwrite)"
-        )
-    if not is_url(path) and not os.path.islink(path) and not is_regular_file(path):
-        raise OutputError(f"'{path}' is no regular file; choose another name")
-    return (path,)
+    return check_place(path, the_file_itself, overwrite=overwrite, example="model.weights.h5")
 
 
 class KerasH5Writer(CheckpointWriter):

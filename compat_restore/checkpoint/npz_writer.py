@@ -6,7 +6,6 @@ extra field of the member's header. A member's checksum is put into its header a
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +14,6 @@ from compat_restore.checkpoint.checksum import crc32c
 from compat_restore.checkpoint.copying import wrong
 from compat_restore.checkpoint.files import (
     absolute,
-    is_directory,
-    is_regular_file,
-    is_there,
-    is_url,
-    join,
     split,
 )
 from compat_restore.checkpoint.npz import (
@@ -44,12 +38,14 @@ from compat_restore.checkpoint.npz import (
     UTF8_NAME,
     ZIP64_FIELD,
 )
-from compat_restore.checkpoint.output import check_writable, create_output, sync_directory
+from compat_restore.checkpoint.output import create_output, sync_directory
 from compat_restore.checkpoint.writer import (
     CheckpointWriter,
     check_contents,
+    check_place,
     in_source_order,
     other_values,
+    the_file_itself,
     values_of,
 )
 from compat_restore.errors import DamagedCheckpointError, DamagedTensorsError, OutputError
@@ -78,22 +74,7 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there is one and `overwrite` is not set, or no file can have this name.
     """
-    check_writable(path)
-    if not split(path)[1] or is_directory(path):
-        raise OutputError(
-            f"'{path}' is {'a directory' if path else 'no name'}; the name of a file is expected, "
-            f"such as '{join(path, 'model.npz')}'"
-        )
-    if not is_there(path):
-        return ()
-    if not overwrite:
-        raise OutputError(
-            f"'{path}' exists already; choose another name, or overwrite it with overwrite=True "
-            "(--overwrite)"
-        )
-    if not is_url(path) and not os.path.islink(path) and not is_regular_file(path):
-        raise OutputError(f"'{path}' is no regular file; choose another name")
-    return (path,)
+    return check_place(path, the_file_itself, overwrite=overwrite, example="model.npz")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,13 @@ the moment: readers take it rather than an index.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.copying import Copy, copy_tensors
 from compat_restore.checkpoint.files import (
     absolute,
-    is_directory,
-    is_regular_file,
     is_there,
-    is_url,
     join,
     listing,
     open_source,
@@ -26,7 +22,6 @@ from compat_restore.checkpoint.files import (
 )
 from compat_restore.checkpoint.output import (
     alone_in,
-    check_writable,
     create_output,
     output_error,
     remove,
@@ -49,6 +44,7 @@ from compat_restore.checkpoint.safetensors import (
 from compat_restore.checkpoint.writer import (
     CheckpointWriter,
     check_contents,
+    check_place,
     in_source_order,
     other_values,
     values_of,
@@ -85,25 +81,7 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
     Raises:
         OutputError: there are some and `overwrite` is not set, or no file can have this name.
     """
-    check_writable(path)
-    if not split(path)[1] or is_directory(path):
-        raise OutputError(
-            f"'{path}' is {'a directory' if path else 'no name'}; the name of a file is expected, "
-            f"such as '{join(path, 'model.safetensors')}'"
-        )
-    old = _existing(path)
-    if old and not overwrite:
-        raise OutputError(
-            f"'{path}' exists already ({', '.join(map(os.path.basename, old))}); "
-            "choose another name, or overwrite it with overwrite=True (--overwrite)"
-        )
-    for file in old:
-        if not is_url(file) and not os.path.islink(file) and not is_regular_file(file):
-            raise OutputError(
-                f"'{file}' is no regular file, and stands where one of the checkpoint's would; "
-                "choose another name"
-            )
-    return old
+    return check_place(path, _existing, overwrite=overwrite, example="model.safetensors")
 
 
 def _existing(path: str) -> tuple[str, ...]:

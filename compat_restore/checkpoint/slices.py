@@ -47,7 +47,7 @@ _MOST_IRREGULAR_SLICES = 2000
 @lru_cache(maxsize=1024)
 def decode_shape(data: bytes) -> Shape:
     """Decode a `TensorShapeProto` whose dimensions are all known."""
-    dims = []
+    dims: list[int] = []
     for number, _, payload in fields(data):
         if number == 2:
             if len(dims) == _MOST_DIMENSIONS:

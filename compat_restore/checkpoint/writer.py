@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from compat_restore.checkpoint.files import ClosedAtEnd
-from compat_restore.errors import PreservationError, UsageError
+from compat_restore.checkpoint.files import (
+    ClosedAtEnd,
+    is_directory,
+    is_regular_file,
+    is_there,
+    is_url,
+    join,
+    split,
+)
+from compat_restore.checkpoint.output import check_writable
+from compat_restore.errors import OutputError, PreservationError, UsageError
 from compat_restore.tensors import format_shape, numpy_dtype
 
 if TYPE_CHECKING:
@@ -20,8 +30,10 @@ __all__ = [
     "CheckpointWriter",
     "Content",
     "check_contents",
+    "check_place",
     "in_source_order",
     "other_values",
+    "the_file_itself",
     "values_of",
 ]
 
@@ -105,6 +117,52 @@ class CheckpointWriter(ClosedAtEnd):
     @abstractmethod
     def close(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
+
+
+def check_place(
+    path: str,
+    existing: Callable[[str], tuple[str, ...]],
+    *,
+    overwrite: bool,
+    example: str,
+) -> tuple[str, ...]:
+    """Return the files that a new checkpoint would replace.
+
+    Args:
+        path: what it will be called.
+        existing: returns the files that stand under a name.
+        overwrite: whether they may be replaced.
+        example: a name that would do in a directory.
+
+    Raises:
+        OutputError: there are some and `overwrite` is not set, one of them is no regular file, or
+            no checkpoint can have this name.
+    """
+    check_writable(path)
+    if not split(path)[1] or is_directory(path):
+        raise OutputError(
+            f"'{path}' is {'a directory' if path else 'no name'}; a name for the new checkpoint is "
+            f"expected, such as '{join(path, example)}'"
+        )
+    old = existing(path)
+    if old and not overwrite:
+        names = ", ".join(split(file)[1] for file in old)
+        raise OutputError(
+            f"'{path}' exists already ({names}); choose another name, or overwrite it with "
+            "overwrite=True (--overwrite)"
+        )
+    for file in old:
+        if not is_url(file) and not os.path.islink(file) and not is_regular_file(file):
+            raise OutputError(
+                f"'{file}' is no regular file, and stands where one of the checkpoint's would; "
+                "choose another name"
+            )
+    return old
+
+
+def the_file_itself(path: str) -> tuple[str, ...]:
+    """Return the file of a name, if it is there."""
+    return (path,) if is_there(path) else ()
 
 
 def in_source_order(contents: Iterable[Content]) -> list[Content]:
