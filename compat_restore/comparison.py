@@ -5,7 +5,7 @@ What corresponds to what is decided as for a restore of the first into the secon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import opened
@@ -13,17 +13,17 @@ from compat_restore.checkpoint.checksum import crc32c
 from compat_restore.checkpoint.copying import read_checked, wrong
 from compat_restore.checkpoint.parallel import for_each
 from compat_restore.conversion import template_specs
-from compat_restore.errors import DamagedCheckpointError, DamagedTensorsError
+from compat_restore.errors import DamagedCheckpointError, DamagedTensorsError, faults_of
 from compat_restore.names import RoleKind
 from compat_restore.planner import plan_restore
 from compat_restore.restore_plan import Reason
 from compat_restore.rules import as_rules
 from compat_restore.tables import escaped, format_bytes, format_statuses
-from compat_restore.tensors import format_shape
+from compat_restore.tensors import OPAQUE, format_shape, numpy_dtype
 from compat_restore.transforms import transformed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from os import PathLike
 
     from compat_restore.checkpoint import CheckpointReader, StoredTensor
@@ -35,6 +35,7 @@ __all__ = ["Comparison", "Difference", "diff", "unequal_targets"]
 
 _JSON_VERSION = 1
 _CHUNK = 512 << 10
+_ELEMENTS = 1 << 18  # looked at together where tensors differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,7 @@ class Difference:
         elements: how many elements differ; None for values that only TensorFlow understands.
         first: the index of the first that does.
         values: the two values there, as text.
-        largest: the largest absolute difference of two numbers, None where there is none (strings,
-            NaN beside a number).
+        largest: the largest absolute difference of two finite numbers; None where there are none.
     """
 
     item: RestoreItem
@@ -254,14 +254,12 @@ def unequal_targets(
     places: list[tuple[RestoreItem, tuple[StoredTensor, ...], tuple[StoredTensor, ...]]] = []
     for item in items:
         try:
-            mine, theirs = one.stored(item.source), other.stored(item.target)
-            if item.transforms or [p.size for p in mine] != [p.size for p in theirs] or not mine:
-                if not _same_values(item, one, other):
-                    unequal.add(item.target)
-            else:
-                places.append((item, mine, theirs))
+            if pieces := _same_pieces(item, one, other):
+                places.append((item, *pieces))
+            elif item.dtype in OPAQUE or not _same_values(item, one, other):
+                unequal.add(item.target)
         except DamagedCheckpointError as error:
-            faults.append(str(error))
+            faults += faults_of(error)
     places.sort(key=lambda place: (place[1][0].source.name, place[1][0].offset))
 
     def compare(
@@ -280,6 +278,19 @@ def unequal_targets(
     if faults:
         raise DamagedTensorsError(faults)
     return unequal
+
+
+def _same_pieces(
+    item: RestoreItem, one: CheckpointReader, other: CheckpointReader
+) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]] | None:
+    """Return the places of the same parts of two tensors, None if they are not stored alike."""
+    if item.transforms or (
+        one.variables()[item.source].slices != other.variables()[item.target].slices
+    ):
+        return None
+    mine, theirs = one.stored(item.source), other.stored(item.target)
+    alike = mine and [place.size for place in mine] == [place.size for place in theirs]
+    return (mine, theirs) if alike else None
 
 
 def _same_bytes(
@@ -315,43 +326,76 @@ def _same_values(item: RestoreItem, one: CheckpointReader, other: CheckpointRead
     mine, theirs = _values(item, one, other)
     if mine.dtype == object:
         return bool(mine.tolist() == theirs.tolist())
-    return mine.tobytes() == theirs.tobytes()
+    import numpy as np
+
+    return np.array_equal(_raw(mine), _raw(theirs))
+
+
+def _raw(array: Array) -> Array:
+    """Return the bytes of an array, which may be its own."""
+    import numpy as np
+
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _pairs_of_elements(
+    item: RestoreItem, one: CheckpointReader, other: CheckpointReader
+) -> Iterator[tuple[Array, Array]]:
+    """Yield the elements of two tensors in C order, some at a time."""
+    import numpy as np
+
+    pieces = _same_pieces(item, one, other)
+    if pieces and len(pieces[0]) == 1 and item.dtype.itemsize:
+        dtype, (a, b) = numpy_dtype(item.dtype), (pieces[0][0], pieces[1][0])
+        for start in range(0, a.size, _ELEMENTS * dtype.itemsize):
+            length = min(_ELEMENTS * dtype.itemsize, a.size - start)
+            yield (
+                np.frombuffer(a.source.read(a.offset + start, length), dtype),
+                np.frombuffer(b.source.read(b.offset + start, length), dtype),
+            )
+        return
+    mine, theirs = (array.reshape(-1) for array in _values(item, one, other))
+    for start in range(0, mine.size, _ELEMENTS):
+        yield mine[start : start + _ELEMENTS], theirs[start : start + _ELEMENTS]
 
 
 def _difference(item: RestoreItem, one: CheckpointReader, other: CheckpointReader) -> Difference:
     """Look at the values of two tensors whose bytes differ."""
-    from compat_restore.tensors import OPAQUE
-
     if item.dtype in OPAQUE:
         return Difference(item=item)
     import numpy as np
 
-    mine, theirs = _values(item, one, other)
-    if mine.dtype == object:
-        unequal = np.not_equal(mine, theirs).astype(bool)
-    else:
-        # Bytes decide, not values: 0.0 is not -0.0, and a NaN is equal to the same NaN.
-        shape = (-1, mine.dtype.itemsize)
-        raw = [
-            np.ascontiguousarray(array).view(np.uint8).reshape(shape) for array in (mine, theirs)
-        ]
-        unequal = (raw[0] != raw[1]).any(axis=1).reshape(mine.shape)
-    first = tuple(int(index) for index in np.argwhere(unequal)[0])
-    return Difference(
-        item=item,
-        elements=int(np.count_nonzero(unequal)),
-        first=first,
-        values=(str(mine[first]), str(theirs[first])),
-        largest=_largest(mine, theirs),
-    )
+    elements = passed = 0
+    found = Difference(item=item)
+    largest: float | None = None
+    for mine, theirs in _pairs_of_elements(item, one, other):
+        if mine.dtype == object:
+            unequal = np.not_equal(mine, theirs).astype(bool)
+        else:
+            # Bytes decide, not values: 0.0 is not -0.0, and a NaN is equal to the same NaN.
+            shape = (-1, mine.dtype.itemsize)
+            unequal = (_raw(mine).reshape(shape) != _raw(theirs).reshape(shape)).any(axis=1)
+        where = np.flatnonzero(unequal)
+        if where.size and not elements:
+            at = int(where[0])
+            index = np.unravel_index(passed + at, item.target_shape) if item.target_shape else ()
+            first = tuple(int(axis) for axis in index)
+            found = replace(found, first=first, values=(str(mine[at]), str(theirs[at])))
+        apart = _largest(mine[where], theirs[where]) if where.size else None
+        largest = apart if largest is None else max(largest, apart or 0.0)
+        elements += where.size
+        passed += mine.size
+    return replace(found, elements=elements, largest=largest)
 
 
 def _largest(mine: Array, theirs: Array) -> float | None:
+    """Return the largest difference of numbers, NaN and infinity left aside; None for others."""
     import numpy as np
 
     if mine.dtype in (object, bool):
         return None
     wide = np.complex128 if mine.dtype.kind == "c" else np.float64
     with np.errstate(all="ignore"):
-        largest = float(np.max(np.abs(mine.astype(wide) - theirs.astype(wide))))
-    return largest if np.isfinite(largest) else None
+        apart = np.abs(mine.astype(wide) - theirs.astype(wide))
+    finite = apart[np.isfinite(apart)]
+    return float(finite.max()) if finite.size else None

@@ -131,3 +131,51 @@ def test_json_holds_everything(tmp_path, capsys):
     assert data["only_in_first"] == ["a/b"]
     assert data["only_in_second"] == ["other"]
     assert [entry["name"] for entry in data["left_out"]] == ["step"]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("mine", "theirs"), [((2, 1), (1, 2)), ((2, 1), (1, 1)), ((1, 2), (1, 2))])
+def test_what_parts_tensors_have_does_not_decide(tmp_path, mine, theirs):
+    tf = pytest.importorskip("tensorflow")
+    value = numbers(2, 2)
+
+    def saved(name, array, shards):
+        prefix = str(tmp_path / name)
+        specs, tensors = [], []
+        rows, columns = 2 // shards[0], 2 // shards[1]
+        for row in range(0, 2, rows):
+            for column in range(0, 2, columns):
+                specs.append(f"2 2 {row},{rows}:{column},{columns}")
+                tensors.append(tf.constant(array[row : row + rows, column : column + columns]))
+        if len(specs) == 1:
+            specs = [""]
+        tf.raw_ops.SaveV2(
+            prefix=prefix, tensor_names=["w"] * len(specs), shape_and_slices=specs, tensors=tensors
+        )
+        return prefix
+
+    one = saved("one", value, mine)
+    assert cr.diff(one, saved("same", value, theirs)).equal
+    found = cr.diff(one, saved("other", value.T, theirs))
+    assert not found.equal
+    assert [(d.elements, d.first) for d in found.different] == [(2, (0, 1))]
+
+
+@pytest.mark.tensorflow
+def test_what_only_tensorflow_understands_differs_or_not(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    for name, count in (("one", 4), ("two", 900)):
+        made = iter(tf.data.Dataset.range(count).shuffle(count))
+        next(made)
+        tf.train.Checkpoint(it=made).write(str(tmp_path / name))
+    assert cr.diff(tmp_path / "one", tmp_path / "one").equal
+    found = cr.diff(tmp_path / "one", tmp_path / "two")
+    assert not found.equal
+    assert all(d.elements is None for d in found.different if d.item.dtype == "variant")
+
+
+def test_a_scalar_that_differs_is_told(tmp_path):
+    one = write(tmp_path / "one", {"step": np.array(7, np.int64)})
+    two = write(tmp_path / "two", {"step": np.array(9, np.int64)})
+    [found] = cr.diff(one, two).different
+    assert (found.first, found.values, found.largest) == ((), ("7", "9"), 2.0)
