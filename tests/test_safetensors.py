@@ -425,3 +425,15 @@ def test_a_misspelt_name_is_told_with_its_neighbours(tmp_path):
     saved(tmp_path / "model.safetensors", ONE)
     with pytest.raises(CheckpointNotFoundError, match=r"holds 'model\.safetensors'"):
         open_checkpoint(tmp_path / "modle.safetensors")
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path):
+    spec = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
+    header = f'{{"w":{{{spec}}}}}'.ljust(640).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((640).to_bytes(8, "little") + header + b"!")
+    assert path.read_bytes().startswith(b"\x80\x02")
+    for name in ("model.safetensors", "of another name"):
+        path = path.rename(tmp_path / name)
+        with open_checkpoint(path) as reader:
+            assert reader.read("w").tolist() == [33]

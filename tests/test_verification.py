@@ -56,3 +56,17 @@ def test_checkpoints_of_tensorflow_are_as_they_were_written(golden, folder):
     found = cr.verify_checkpoint(golden / folder)
     assert found.faults == ()
     assert found.tensors > 0
+
+
+def test_a_checkpoint_that_is_missing_does_not_hide_the_others(tmp_path, capsys):
+    good, bad = (
+        write(tmp_path / "good", {"w": numbers(2)}),
+        write(tmp_path / "bad", {"w": numbers(2)}),
+    )
+    damage(bad, "w")
+    nowhere = str(tmp_path / "nowhere")
+    assert main(["verify", nowhere, good]) == 4
+    assert "all as they were written" in capsys.readouterr().out
+    assert main(["verify", good, bad, nowhere, "--json"]) == 3
+    data = json.loads(capsys.readouterr().out)
+    assert [len(entry["damaged"]) for entry in data["checkpoints"]] == [0, 1, 1]

@@ -201,14 +201,15 @@ def _of_another_format(path: str, head: bytes) -> Location | None:
         with open_source(path) as file:
             known = looks_like_npz(file)
         return Location("npz", path) if known or path.endswith(_NPZ) else None
-    if any(head.startswith(magic) for magic, _, _ in _FOREIGN):
-        return None
-    if path.endswith(_NPZ):
-        return Location("npz", path)
     from compat_restore.checkpoint.safetensors import index_of, looks_like_safetensors
 
+    # Its first bytes are a number, which may look like anything: so this comes first.
     with open_source(path) as file:
         known = looks_like_safetensors(file)
+    if not known and any(head.startswith(magic) for magic, _, _ in _FOREIGN):
+        return None
+    if not known and path.endswith(_NPZ):
+        return Location("npz", path)
     if not known and not path.endswith((_SAFETENSORS, _SAFETENSORS_INDEX)):
         return None
     notes: tuple[str, ...] = ()
