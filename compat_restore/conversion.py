@@ -216,6 +216,8 @@ def _contents(
         key = item.target
         if template is not None:
             key, slices = template.key_of(item.target), wanted[item.target].slices
+            if slices:
+                template.stored(item.target)  # which checks that the parts make up the whole
         contents[item.target] = Content(
             name=key,
             dtype=item.target_dtype,

@@ -15,7 +15,7 @@ from formats import rows_of, snapshot, truth_of, write_bundle
 from compat_restore import open_checkpoint
 from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.checkpoint.writer import Content
-from compat_restore.errors import DamagedCheckpointError, OutputError
+from compat_restore.errors import DamagedCheckpointError, OutputError, PreservationError, UsageError
 from compat_restore.tensors import DType
 
 ONE = {"a/w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1], np.int64)}
@@ -121,13 +121,34 @@ def test_tensorflow_reads_a_checkpoint_that_replaced_another_as_one_of_two_data_
 
 
 @pytest.mark.parametrize(
-    "there", ["m.index", "m.data-00000-of-00001", "m.data-00002-of-00007", "m", "m.meta"]
+    "there", ["m.index", "m.data-00000-of-00001", "m.data-00002-of-00007", "m.meta"]
 )
 def test_any_file_of_a_checkpoint_under_the_prefix_is_refused(tmp_path, there):
     (tmp_path / there).write_bytes(b"precious")
     with pytest.raises(OutputError, match="exists already"):
         BundleWriter(str(tmp_path / "m"))
     assert snapshot(tmp_path) == {there: b"precious"}
+
+
+def test_a_file_of_the_same_name_that_is_no_checkpoint_is_never_replaced(tmp_path):
+    (tmp_path / "notes").write_bytes(b"precious")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="is a file, and no checkpoint"):
+            BundleWriter(str(tmp_path / "notes"), overwrite=overwrite)
+    assert snapshot(tmp_path) == {"notes": b"precious"}
+
+
+def test_a_graph_without_its_checkpoint_is_left(tmp_path):
+    (tmp_path / "m.meta").write_bytes(b"graph")
+    write(tmp_path / "m", ONE, overwrite=True)
+    assert (tmp_path / "m.meta").read_bytes() == b"graph"
+
+
+def test_values_of_another_shape_than_announced_are_not_written(tmp_path):
+    content = Content(name="w", dtype=DType.float32, shape=(2, 2), read=lambda: np.ones(3, "f4"))
+    with pytest.raises(PreservationError, match="was to be float32"):
+        write_bundle(tmp_path / "m", [content])
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -379,7 +400,7 @@ def test_a_place_that_cannot_be_written_to_is_an_output_error(tmp_path):
 def test_a_name_that_no_key_can_be_is_refused(tmp_path, name):
     with (
         BundleWriter(str(tmp_path / "m")) as writer,
-        pytest.raises(OutputError, match="no name for a tensor"),
+        pytest.raises(UsageError, match="has no tensors of the names"),
     ):
         writer.write([of(name, ONE["a/w"])])
     assert os.listdir(tmp_path) == []
@@ -387,7 +408,7 @@ def test_a_name_that_no_key_can_be_is_refused(tmp_path, name):
 
 def test_a_name_given_twice_is_refused(tmp_path):
     twice = [of("w", ONE["a/w"]), of("w", ONE["a/w"])]
-    with pytest.raises(OutputError, match="cannot be written twice"):
+    with pytest.raises(UsageError, match="cannot be written twice"):
         write_bundle(tmp_path / "m", twice)
     assert os.listdir(tmp_path) == []
 

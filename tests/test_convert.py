@@ -956,3 +956,26 @@ def test_trap_18_from_tf1_to_tf2_and_back_is_the_same_checkpoint(tmp_path, world
     cr.convert(old, tmp_path / "tf2", there, into=fresh)
     cr.convert(tmp_path / "tf2", tmp_path / "tf1 again", back)
     assert cr.diff(old, tmp_path / "tf1 again").equal
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("m.SAFETENSORS", "small letters"),
+        ("m.index", "name the whole: '.*m'"),
+        ("m.data-00000-of-00001", "name the whole: '.*m'"),
+        ("m.safetensors.index.json", "name the whole: '.*m.safetensors'"),
+        ("m.pt", r"\.pt files are not written"),
+        ("m.npy", r"\.npy files are not written"),
+    ],
+)
+def test_a_name_that_is_surely_a_slip_is_told(tmp_path, source, name, told):
+    with pytest.raises(cr.UsageError, match=told):
+        cr.convert(source, tmp_path / "out" / name)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_size_limit_that_is_no_size_is_told(tmp_path, source, size):
+    with pytest.raises(cr.UsageError, match="max_shard_size"):
+        cr.convert(source, tmp_path / "m", max_shard_size=size)

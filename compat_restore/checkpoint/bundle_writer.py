@@ -31,12 +31,14 @@ from compat_restore.checkpoint.copying import (
 from compat_restore.checkpoint.files import (
     absolute,
     is_directory,
+    is_regular_file,
     is_there,
     join,
     listing,
     local_path,
     split,
 )
+from compat_restore.checkpoint.locate import ends_as_table
 from compat_restore.checkpoint.output import (
     alone_in,
     create_output,
@@ -47,7 +49,12 @@ from compat_restore.checkpoint.output import (
 from compat_restore.checkpoint.slices import slice_key
 from compat_restore.checkpoint.strings import encode_strings
 from compat_restore.checkpoint.table import TableBuilder
-from compat_restore.checkpoint.writer import CheckpointWriter, check_place
+from compat_restore.checkpoint.writer import (
+    CheckpointWriter,
+    check_contents,
+    check_place,
+    values_of,
+)
 from compat_restore.errors import (
     DamagedCheckpointError,
     DamagedTensorsError,
@@ -86,6 +93,11 @@ def check_destination(prefix: str, *, overwrite: bool) -> tuple[str, ...]:
 def _existing(prefix: str) -> tuple[str, ...]:
     folder, stem = split(absolute(prefix))
     found = [path for path in (f"{prefix}.index", prefix, f"{prefix}.meta") if _exists(path)]
+    if prefix in found and is_regular_file(prefix) and not ends_as_table(prefix):
+        raise OutputError(
+            f"'{prefix}' is a file, and no checkpoint: one of that name, with its files "
+            f"'{prefix}.index' and so on, would replace it; choose another name"
+        )
     try:
         names = listing(folder)
     except InputError as error:
@@ -142,13 +154,17 @@ class BundleWriter(CheckpointWriter):
         """Write all tensors: what can be copied first, in the order of its files."""
         copied: list[_Piece] = []
         decoded: list[Content] = []
-        names: set[bytes] = set()
         self._shards.append(create_output(data_file(self.path, 0, 1)))
+        check_contents(
+            self.path,
+            "a V2 checkpoint",
+            contents,
+            is_name=_is_name,
+            why_unfit=lambda _: None,
+            parts=True,
+        )
         for content in contents:
-            key = self._key(content.name)
-            if key in names:
-                raise OutputError(f"tensor '{content.name}' cannot be written twice")
-            names.add(key)
+            key = content.name.encode()
             if content.slices:
                 self._entries[key] = BundleEntry(
                     content.dtype, content.shape, slices=content.slices
@@ -226,8 +242,10 @@ class BundleWriter(CheckpointWriter):
         self._remove_old()
 
     def _remove_old(self) -> None:
+        # A graph alone is not the graph of what is replaced.
+        alone = not {f"{self.path}.index", self.path} & set(self._old)
         for path in self._old:
-            if path != f"{self.path}.index":
+            if path != f"{self.path}.index" and not (alone and path.endswith(".meta")):
                 remove(path)
 
     def _take_back(self) -> None:
@@ -287,7 +305,7 @@ class BundleWriter(CheckpointWriter):
     def _decode(self, content: Content) -> None:
         """Write a tensor by its values."""
         key = content.name.encode()
-        array = content.read()
+        array = values_of(content)
         if not content.slices:
             self._append(key, content.dtype, array)
         for part in content.slices:
@@ -326,7 +344,14 @@ class BundleWriter(CheckpointWriter):
 
     def _stored_value(self, entry: BundleEntry) -> Array | bytes:
         data = self._shards[entry.shard].read(entry.offset, entry.size)
-        return data if entry.dtype in OPAQUE else decode_values(data, entry)
+        if entry.dtype in OPAQUE:
+            return data
+        try:
+            return decode_values(data, entry)
+        except wire.WireError as error:  # strings that were copied unverified
+            raise DamagedCheckpointError(
+                f"a string tensor that was copied into '{self.path}' is damaged: {error}"
+            ) from None
 
     def _write_index(self, count: int) -> None:
         header = wire.varint_field(1, count) + wire.bytes_field(3, wire.varint_field(1, _PRODUCER))
@@ -336,19 +361,14 @@ class BundleWriter(CheckpointWriter):
             table.add(key, self._entries[key].encode())
         table.finish()
 
-    def _key(self, name: str) -> bytes:
-        """Return the key of a tensor.
 
-        Raises:
-            OutputError: a bundle cannot have it.
-        """
-        try:
-            key = name.encode()
-        except UnicodeEncodeError:
-            key = b""
-        if not key or key.startswith(b"\0"):
-            raise OutputError(f"tensor '{name}' cannot be written: this is no name for a tensor")
-        return key
+def _is_name(name: str) -> bool:
+    """Whether a tensor can have a name: keys that begin with 0 are those of parts."""
+    try:
+        key = name.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(key) and not key.startswith(b"\0")
 
 
 def _pieces(key: bytes, content: Content) -> list[_Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from compat_restore.errors import UsageError
@@ -23,11 +24,34 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
     (".hdf5", "h5"),
     (".keras", "h5"),
 )
+_PARTS = re.compile(r"(?:\.index|\.meta|\.data-\d{5}-of-\d{5}|\.safetensors\.index\.json)$")
+# A V2 checkpoint could have such a name, and nobody would look for one behind it.
+_OTHERS = (".npy", ".pt", ".pth", ".bin", ".pkl", ".pb", ".onnx", ".tflite", ".msgpack", ".json")
 
 
 def kind_of(path: str) -> Kind:
-    """Return the format that a new checkpoint of this name has: by its ending, else a V2 bundle."""
-    return next((kind for ending, kind in _KINDS if path.endswith(ending)), "bundle")
+    """Return the format that a new checkpoint of this name has: by its ending, else a V2 bundle.
+
+    Raises:
+        UsageError: the ending says a format that is not written, or a part of a checkpoint.
+    """
+    for ending, kind in _KINDS:
+        if path.endswith(ending):
+            return kind
+        if path.lower().endswith(ending):
+            raise UsageError(f"'{path}': write the ending in small letters, {ending!r}")
+    if match := _PARTS.search(path):
+        raise UsageError(
+            f"'{path}' is the name of a part of a checkpoint; name the whole: "
+            f"'{path[: match.start()]}{'.safetensors' if 'safe' in match[0] else ''}'"
+        )
+    if path.lower().endswith(_OTHERS):
+        raise UsageError(
+            f"'{path}': {path[path.rindex('.') :]} files are not written; the formats are "
+            + ", ".join(ending for ending, _ in _KINDS)
+            + ", and V2 checkpoints under any other name"
+        )
+    return "bundle"
 
 
 def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
@@ -76,6 +100,8 @@ def create_writer(
         UsageError: the format cannot be written so.
     """
     kind = kind_of(path)
+    if max_shard_size is not None and max_shard_size < 1:
+        raise UsageError(f"max_shard_size is {max_shard_size}; a number of bytes is expected")
     if max_shard_size is not None and kind not in ("bundle", "safetensors"):
         raise UsageError(
             f"'{path}': a {kind} file is one file; max_shard_size is for V2 bundles and safetensors"

@@ -37,7 +37,7 @@ from compat_restore.names import sort_key
 if TYPE_CHECKING:
     from typing import Literal
 
-__all__ = ["Location", "all_in", "locate", "read_state_file"]
+__all__ = ["Location", "all_in", "ends_as_table", "locate", "read_state_file"]
 
 _STATE_FILE = "checkpoint"
 # Files that say which checkpoint their directory holds, and hold none themselves.
@@ -98,7 +98,7 @@ def locate(path: str) -> Location:
     if found := _from_part(path):
         return found
     folder, name = split(path)
-    if name in _NAMING_FILES and is_regular_file(path) and not _ends_as_table(path):
+    if name in _NAMING_FILES and is_regular_file(path) and not ends_as_table(path):
         return _in_directory(folder or ".")
     if is_regular_file(path):
         return _file(path)
@@ -137,7 +137,7 @@ def _unescape(text: str) -> str:
 
 
 def _bundle(prefix: str, notes: tuple[str, ...] = ()) -> Location:
-    if _ends_as_table(prefix):
+    if ends_as_table(prefix):
         note = (
             f"'{prefix}' is a V1 checkpoint beside the V2 checkpoint of the same name, and may "
             "hold other weights: the V2 one is taken, as TensorFlow does; move the V1 file to "
@@ -177,7 +177,7 @@ def _file(path: str) -> Location:
     head = _head(path)
     if not head:
         raise DamagedCheckpointError(f"'{path}' is empty: is there another copy?")
-    if not _ends_as_table(path):
+    if not ends_as_table(path):
         if _is_of_keras(path, head):
             return Location("keras", path, (path,))
         if found := _of_another_format(path, head):
@@ -384,7 +384,7 @@ def _checkpoints_in(folder: str) -> list[str]:
         elif match := _SHARD_FILE.fullmatch(name):
             if not _DATA_FILE.fullmatch(name):
                 found.add(f"{match['stem']}-?????-of-{match['count']}")
-        elif not _NO_TABLE.fullmatch(name) and _ends_as_table(join(folder, name)):
+        elif not _NO_TABLE.fullmatch(name) and ends_as_table(join(folder, name)):
             found.add(name)
     return sorted(found, key=sort_key)
 
@@ -441,7 +441,8 @@ def _is_of_keras(path: str, head: bytes) -> bool:
     return path.endswith(_HDF5) and not any(head.startswith(magic) for magic, _, _ in _FOREIGN)
 
 
-def _ends_as_table(path: str) -> bool:
+def ends_as_table(path: str) -> bool:
+    """Whether a file ends as the tables do that V1 checkpoints and the indices of V2 are."""
     size = len(MAGIC)
     try:
         if not is_regular_file(path):

@@ -183,8 +183,9 @@ def check_contents(
     *,
     is_name: Callable[[str], bool],
     why_unfit: Callable[[Content], str | None],
+    parts: bool = False,
 ) -> None:
-    """Check that a format without partitioned tensors can hold what is to be written.
+    """Check that a format can hold what is to be written.
 
     Args:
         path: the new checkpoint.
@@ -192,6 +193,7 @@ def check_contents(
         contents: what is to be written.
         is_name: whether a tensor can have a name.
         why_unfit: why a tensor cannot be held; None if it can.
+        parts: whether the format has partitioned tensors.
 
     Raises:
         UsageError: it cannot; all tensors that it cannot hold are listed.
@@ -204,9 +206,10 @@ def check_contents(
             f"'{path}': {format_name} has no tensors of the names {_listed(map(repr, bad))}; "
             "rename them"
         )
-    if parts := [content.name for content in contents if content.slices]:
+    divided = [content.name for content in contents if content.slices]
+    if divided and not parts:
         raise UsageError(
-            f"'{path}': {format_name} has no partitioned tensors; {_listed(map(repr, parts))} "
+            f"'{path}': {format_name} has no partitioned tensors; {_listed(map(repr, divided))} "
             "have to be whole"
         )
     if unfit := [(content.name, why) for content in contents if (why := why_unfit(content))]:
