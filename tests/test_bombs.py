@@ -277,8 +277,7 @@ def test_a_chain_of_a_hundred_thousand_objects_is_read(bounded, tmp_path):
 
 def test_a_chain_whose_paths_would_fill_gigabytes_is_told(bounded, tmp_path):
     nodes = [child(b"a", number + 1) + attribute(b"k%d" % number) for number in range(CHAIN)]
-    told = bounded(graph(tmp_path, *nodes, b""))
-    assert "paths of objects of 9999900000 characters" in told or "paths of objects" in told
+    assert "paths of objects" in bounded(graph(tmp_path, *nodes, b""))
 
 
 def test_objects_of_long_names_one_in_another_are_told(bounded, tmp_path):
@@ -286,7 +285,7 @@ def test_objects_of_long_names_one_in_another_are_told(bounded, tmp_path):
     assert "paths of objects" in bounded(graph(tmp_path, *nodes, b""))
 
 
-def test_paths_as_long_as_the_keys_say_are_read(tmp_path):
+def test_paths_as_long_as_the_keys_say_are_read():
     path = ["layer"] * 3000
     nodes = [
         child(b"layer", n + 1) + attribute("/".join(path[:n]).encode() + b"/.ATTRIBUTES/V")
@@ -367,7 +366,7 @@ def special(path, kind):
 def impatient():
     """End a test that hangs, as one that opens a FIFO would."""
 
-    def stop(number, frame):
+    def stop(*_):
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, stop)

@@ -13,6 +13,7 @@ from faults import faults_at, killed_at
 from formats import rows_of, snapshot, truth_of, write_bundle
 
 from compat_restore import open_checkpoint
+from compat_restore.checkpoint import output
 from compat_restore.checkpoint.bundle_writer import BundleWriter
 from compat_restore.checkpoint.writer import Content
 from compat_restore.errors import DamagedCheckpointError, OutputError, PreservationError, UsageError
@@ -447,3 +448,83 @@ def test_big_endian_and_strided_arrays_are_written_by_value(tmp_path):
 def test_a_bundle_of_nothing_is_a_bundle(tmp_path):
     write(tmp_path / "m", {})
     assert contents(tmp_path / "m") == {}
+
+
+# -- several at once -----------------------------------------------------------------------------
+
+
+def two_writers(prefix):
+    writers = [BundleWriter(str(prefix), overwrite=True) for _ in range(2)]
+    for writer, tensors in zip(writers, (ONE, TWO), strict=True):
+        writer.write([of(name, value) for name, value in tensors.items()])
+    return writers
+
+
+def test_of_two_writers_that_replace_one_checkpoint_the_last_one_stays_whole(tmp_path):
+    write(tmp_path / "m", TWO)
+    first, second = two_writers(tmp_path / "m")
+    first.finish()
+    assert contents(tmp_path / "m") == lists(ONE)
+    second.finish()
+    assert contents(tmp_path / "m") == lists(TWO)
+    for writer in (first, second):
+        writer.close()
+    assert contents(tmp_path / "m") == lists(TWO)
+    assert len({name.split("-of-")[1] for name in os.listdir(tmp_path) if "-of-" in name}) == 1
+
+
+def test_a_writer_that_fails_takes_back_no_file_of_another_s(tmp_path, monkeypatch):
+    write(tmp_path / "m", TWO)
+    first, second = two_writers(tmp_path / "m")
+
+    def fails(**_):
+        raise OutputError("the index cannot be put in place")
+
+    monkeypatch.setattr(first._index, "place", fails)
+    with pytest.raises(OutputError, match="cannot be put in place"):
+        first.finish()
+    second.finish()
+    first.close()
+    second.close()
+    assert contents(tmp_path / "m") == lists(TWO)
+
+
+def test_a_checkpoint_that_appeared_meanwhile_is_replaced_only_where_that_is_said(tmp_path):
+    with BundleWriter(str(tmp_path / "m")) as late:
+        late.write([of("b", ONE["b"])])
+        write(tmp_path / "m", TWO)
+        with pytest.raises(OutputError, match="exists already"):
+            late.finish()
+    assert contents(tmp_path / "m") == lists(TWO)
+
+
+def test_others_are_waited_for_before_files_are_put_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "_LONGEST_WAIT", 0.05)
+    with (
+        BundleWriter(str(tmp_path / "m")) as writer,
+        output.alone_in(str(tmp_path)),
+    ):
+        writer.write([of("b", ONE["b"])])
+        with pytest.raises(OutputError, match="is locked by another program"):
+            writer.finish()
+    assert os.listdir(tmp_path) == []
+    write(tmp_path / "m", ONE)
+    assert contents(tmp_path / "m") == lists(ONE)
+
+
+def test_directories_that_have_no_locks_are_written_to_all_the_same(tmp_path, monkeypatch):
+    import fcntl
+
+    def unlocked(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unlocked)
+    write(tmp_path / "m", ONE)
+    assert contents(tmp_path / "m") == lists(ONE)
+
+
+def test_what_was_begun_and_forgotten_leaves_nothing(tmp_path):
+    made = output.OutputFile(str(tmp_path / "new" / "m"))
+    made.write(b"x")
+    del made
+    assert os.listdir(tmp_path) == []

@@ -12,7 +12,16 @@ from hostile import FACES
 
 HERE = Path(__file__).parent
 # 100,000 in all, in parts that several processes can take.
-MANY = {"table": (20_000, 1), "bundle": (50_000, 2), "object graph": (15_000, 1), "V1": (15_000, 2)}
+MANY = {
+    "table": (12_000, 1),
+    "bundle": (36_000, 3),
+    "object graph": (12_000, 1),
+    "V1": (12_000, 1),
+    "safetensors": (10_000, 1),
+    "npz": (8_000, 1),
+    "HDF5": (7_000, 1),
+    "Keras archive": (3_000, 1),
+}
 
 
 def run(face, first, cases, folder):

@@ -708,3 +708,23 @@ def test_every_error_is_one_of_ours(tmp_path):
         path.write_bytes(data)
         with pytest.raises(CompatRestoreError):
             KerasH5Reader(str(path))
+
+
+@pytest.mark.parametrize("name", ["keras.keras", "tf_keras.keras"])
+def test_no_value_of_a_damaged_archive_is_given_copied_or_blessed(files, tmp_path, name):
+    path = tmp_path / name
+    data = (files / name).read_bytes()
+    with open_checkpoint(files / name) as reader:
+        [stored] = reader.stored(max(reader.specs(), key=lambda key: reader.specs()[key].nbytes))
+    path.write_bytes(
+        data[: stored.offset] + bytes([data[stored.offset] ^ 1]) + data[stored.offset + 1 :]
+    )
+    with open_checkpoint(path) as reader:
+        for key in reader.specs():
+            with pytest.raises(DamagedCheckpointError, match="checksum"):
+                reader.read(key)
+    with pytest.raises(DamagedCheckpointError, match="checksum"):
+        convert(path, tmp_path / "out" / "m")
+    with pytest.raises(DamagedCheckpointError, match="checksum"):
+        convert(files / name, tmp_path / "out" / "m.keras", into=path)
+    assert not (tmp_path / "out").exists()

@@ -511,10 +511,13 @@ def signal_at_random_moments(place, number, moments, seed):
         status, told, _ = signalled(place, number, chance.uniform(0, longest))
         there = place.remaining()
         if status not in (0, STATUS[number]):
-            assert status in (-number, 1), (status, told)
+            # While it starts, Python shows a traceback of its own for SIGINT.
+            early = number == signal.SIGINT and there == "old" and "in main" not in told
+            assert status == -number or (status == 1 and early), (status, told)
             outcomes[f"died while Python started or ended, {there}"] += 1
         else:
-            assert "Traceback" not in told, told
+            # Where a module is imported, Python itself may pass over a signal.
+            assert "Traceback" not in told or "in: <function _get_module_lock" in told, told
             outcomes[f"{status}, {there}"] += 1
             assert (there == "new") or status == STATUS[number]
         assert not [name for name in os.listdir(place.folder) if name.startswith(".")]
@@ -547,7 +550,7 @@ def test_a_signal_in_the_middle_of_the_work_leaves_nothing_behind(tmp_path, numb
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STATUS, ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("kind", map(KINDS.get, SIGNALLED), ids=SIGNALLED)
+@pytest.mark.parametrize("kind", [KINDS[name] for name in SIGNALLED], ids=SIGNALLED)
 def test_signals_at_random_moments_leave_one_whole_checkpoint_and_no_more(
     tmp_path, kind, number, counts
 ):

@@ -299,9 +299,7 @@ def test_blocks_that_share_bytes_are_damage():
     empty = block(contents())
     data = file_of((b"a", empty), (b"b", empty))
     assert read(data) == {}
-    twice, index = b"", []
-    for bound in (b"a", b"b"):
-        index.append((0, bound, BlockHandle(0, len(empty) - 5).encode()))
+    index = [(0, bound, BlockHandle(0, len(empty) - 5).encode()) for bound in (b"a", b"b")]
     twice = empty + block(contents())
     handles = BlockHandle(len(empty), len(twice) - len(empty) - 5).encode()
     stored = block(contents(*index))
@@ -333,3 +331,25 @@ def test_small_values_that_share_a_block_with_a_large_one_do_not_read_it_each_ti
         assert reader.get(key) == value
     assert reader.get(b"absent") is None
     assert file.read_bytes < 3 * file.size
+
+
+def test_a_bound_past_the_keys_of_the_next_block_is_damage_to_whoever_reads_that():
+    data = file_of(
+        (b"m", block(contents((0, b"a", b"1")))), (b"z", block(contents((0, b"b", b"2"))))
+    )
+    with pytest.raises(DamagedCheckpointError, match="keys must ascend"):
+        read(data)
+    reader = TableReader(MemoryFile(data))
+    assert reader.get(b"a") == b"1"
+    with pytest.raises(DamagedCheckpointError, match="keys must ascend"):
+        reader.get(b"n")
+
+
+def test_bounds_that_do_not_ascend_are_damage():
+    data = file_of(
+        (b"m", block(contents((0, b"a", b"1")))),
+        (b"b", block(contents())),
+        (b"z", block(contents((0, b"n", b"2")))),
+    )
+    with pytest.raises(DamagedCheckpointError, match="keys must ascend"):
+        TableReader(MemoryFile(data))

@@ -396,7 +396,7 @@ def test_many_small_tensors_of_one_block_are_read_in_linear_time(tmp_path):
         assert time.process_time() - begun < 2
 
 
-def test_a_tensor_whose_block_is_damaged_is_named(golden, tmp_path):
+def test_a_tensor_whose_block_is_damaged_is_named(tmp_path):
     tensors = {f"w{number}": np.zeros(40_000, np.float32) for number in range(9)}
     data = table_of(v1_entries(tensors))
     path = tmp_path / "m"

@@ -109,8 +109,8 @@ def _told_damage(name: str) -> Iterator[None]:
         RuntimeError,
     ) as error:
         raise DamagedCheckpointError(
-            f"'{name}' is damaged: as a zip archive it cannot be read ({error}); copy or download "
-            "it again"
+            f"'{name}' is damaged: as a zip archive it cannot be read ({str(error)[:200]}); copy "
+            "or download it again"
         ) from None
 
 
@@ -377,6 +377,7 @@ class ArchiveOutput:
                 if is_weights:
                     self._weights = copy
                     self.start = self._header_end()
+                    template.check()  # the copy gets a checksum of its own
                     for chunk in template.chunks():
                         to.write(chunk)
                 else:

@@ -83,6 +83,7 @@ class KerasH5Reader(CheckpointReader):
         self.notes = tuple(notes)
         self._closed = False
         self._archive: KerasArchive | None = None
+        self._checked = False
         self._source: ByteSource = open_source(path)
         try:
             self._open()
@@ -151,6 +152,7 @@ class KerasH5Reader(CheckpointReader):
     def stored(self, name: str) -> tuple[StoredTensor, ...]:
         """Return where a tensor's bytes stand; nothing if they are packed, or not little-endian."""
         dataset = self._dataset(self.key_of(name))
+        self._check_archive()
         if not dataset.is_raw or dataset.place is None:
             return ()
         return (StoredTensor(self.image[0], *dataset.place),)
@@ -163,9 +165,14 @@ class KerasH5Reader(CheckpointReader):
         Raises:
             DamagedCheckpointError: a tensor cannot be read, or the archive's checksum is wrong.
         """
-        if self._archive is not None:
-            self._archive.check()
+        self._check_archive()
         super().verify(name for name in names if not self.stored(name))
+
+    def _check_archive(self) -> None:
+        """Check the archive's checksum, which is one of all weights, before the first is given."""
+        if self._archive is not None and not self._checked:
+            self._archive.check()
+            self._checked = True
 
     def files(self) -> tuple[str, ...]:
         """Return the path of the file."""
@@ -305,7 +312,9 @@ class KerasH5Reader(CheckpointReader):
         return self._hdf5.datasets[key]
 
     def _read(self, key: str) -> Array:
-        return self._hdf5.values(self._dataset(key).path)
+        dataset = self._dataset(key)
+        self._check_archive()
+        return self._hdf5.values(dataset.path)
 
     def _slot(self, name: str, weights: set[str], flat: Mapping[str, str]) -> Role:
         """Return the role of an optimizer's variable, with its owner where the name tells it.

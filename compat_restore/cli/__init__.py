@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     thresholds = gc.get_threshold()
     lists = given[:1] == ["inspect"]
     gc.set_threshold(0 if lists else _ALLOCATIONS, *thresholds[1:])
-    if not lists:  # which has nothing to take back when it is ended
-        _end_as_by_ctrl_c()
     try:
+        if not lists:  # which has nothing to take back when it is ended
+            _end_as_by_ctrl_c()
         status = _run(given)
         sys.stdout.flush()  # here, and not at exit, where its errors could not be told
     except BrokenPipeError:  # `| head` closed the pipe: not a fault
@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.set_threshold(*thresholds)
         if arguments is None:  # the process ends: Python need not look through what is left
             gc.freeze()
+            if not lists:
+                _end_at_once()
     return status
 
 
@@ -113,6 +115,14 @@ def _end_as_by_ctrl_c() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+
+
+def _end_at_once() -> None:
+    """Let signals end the process, where nothing is left to take back, without a traceback."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _terminated(number: int, frame: object) -> None:
