@@ -493,7 +493,7 @@ def signalled(place, number, seconds):
 
 
 SIGNALLED = ["V2", "safetensors set", "npz"]
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 def signal_at_random_moments(place, number, moments, seed):
@@ -525,7 +525,7 @@ def signal_at_random_moments(place, number, moments, seed):
     return outcomes
 
 
-@pytest.mark.parametrize("number", STATUS, ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", STATUS, ids=["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_in_the_middle_of_the_work_leaves_nothing_behind(tmp_path, number):
     place = make_place(tmp_path, KINDS["V2"])
     code = (
@@ -549,7 +549,7 @@ def test_a_signal_in_the_middle_of_the_work_leaves_nothing_behind(tmp_path, numb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", STATUS, ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", STATUS, ids=["SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("kind", [KINDS[name] for name in SIGNALLED], ids=SIGNALLED)
 def test_signals_at_random_moments_leave_one_whole_checkpoint_and_no_more(
     tmp_path, kind, number, counts

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lists = given[:1] == ["inspect"]
     gc.set_threshold(0 if lists else _ALLOCATIONS, *thresholds[1:])
     try:
-        if not lists:  # which has nothing to take back when it is ended
+        if arguments is None and not lists:  # which has nothing to take back
             _end_as_by_ctrl_c()
         status = _run(given)
         sys.stdout.flush()  # here, and not at exit, where its errors could not be told
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), IO)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except _Terminated:
-        return _fail("terminated", 128 + 15)  # of SIGTERM
+    except _Terminated as end:
+        return _fail("terminated", 128 + end.number)
     finally:
         gc.set_threshold(*thresholds)
         if arguments is None:  # the process ends: Python need not look through what is left
@@ -105,29 +105,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: what was begun is taken back on the way out, as for Ctrl-C."""
+    """SIGTERM or SIGHUP came: what was begun is taken back on the way out, as for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _end_as_by_ctrl_c() -> None:
-    """Let SIGTERM raise `_Terminated`."""
+    """Let signals that end a process take back what was begun, and not be disturbed at that."""
     import signal
     import threading
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # One that is ignored (nohup) stays so.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _ended)
 
 
 def _end_at_once() -> None:
     """Let signals end the process, where nothing is left to take back, without a traceback."""
     import signal
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _terminated(number: int, frame: object) -> None:
-    del number, frame
-    raise _Terminated
+def _ended(number: int, frame: object) -> None:
+    import signal
+
+    del frame
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise _Terminated(number)
 
 
 def _open_closed_streams() -> None:
