@@ -192,11 +192,12 @@ def test_a_hundred_thousand_entries_of_one_tensor_s_bytes_are_no_more_than_that(
     assert time.process_time() - begun < MOST_SECONDS
 
 
-def test_keys_that_repeat_a_long_one_are_told(bounded, tmp_path):
-    def row(shared, suffix, value):
-        header = [shared, len(suffix), len(value)]
-        return b"".join(map(write_varint, header)) + suffix + value
+def row(shared, suffix, value):
+    """Return an entry of a block."""
+    return b"".join(map(write_varint, [shared, len(suffix), len(value)])) + suffix + value
 
+
+def test_keys_that_repeat_a_long_one_are_told(bounded, tmp_path):
     # As `TableBuilder` writes them each 16th key would be whole; here each shares all it can.
     long = 100_000
     out = row(0, b"", HEADER) + row(0, b"k" * long, entry())
@@ -205,6 +206,43 @@ def test_keys_that_repeat_a_long_one_are_told(bounded, tmp_path):
     (tmp_path / "m.index").write_bytes(one_block(contents, b"l"))
     (tmp_path / "m.data-00000-of-00001").write_bytes(FOUR)
     assert "keys of over" in bounded(tmp_path / "m")
+
+
+def test_keys_that_repeat_a_long_one_in_a_compressed_block_are_told(bounded, tmp_path):
+    # Both compressions together: bytes that compress well pay for keys that repeat a long one. The
+    # emoji has every character of a name take four bytes.
+    long = "\N{GRINNING FACE}".encode() + b"k" * 4000
+    value = entry() + bytes_field(15, bytes(60))
+    out = row(0, b"", HEADER) + row(0, long, value)
+    out += b"".join(row(len(long), b"%06d" % number, value) for number in range(40_000))
+    contents = out + bytes(4) + (1).to_bytes(4, "little")
+    packed = bytes(cramjam.snappy.compress_raw(contents))
+    assert len(packed) < 1 << 20
+    (tmp_path / "m.index").write_bytes(one_block(packed, b"\xff" * 4, kind=1))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(FOUR)
+    assert "keys of over" in bounded(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_keys_of_seven_hundred_characters_that_share_nearly_all_are_read(tmp_path, kind):
+    scope = b"/".join(b"block_%02d" % number for number in range(87))[:690]
+    before, out, restarts = b"", row(0, b"", HEADER), [0]
+    for number in range(20_000):
+        key, data = scope + b"%07d" % number, entry(offset=16 * number)
+        shared = 0
+        if number % 16 == 0:  # as TensorFlow and LevelDB do
+            restarts.append(len(out))
+        else:
+            shared = next(at for at in range(700) if key[at : at + 1] != before[at : at + 1])
+        out += row(shared, key[shared:], data)
+        before = key
+    out += b"".join(at.to_bytes(4, "little") for at in (*restarts, len(restarts)))
+    if kind:
+        out = bytes(cramjam.snappy.compress_raw(out))
+    (tmp_path / "m.index").write_bytes(one_block(out, b"z", kind))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(16 * 20_000))
+    with open_checkpoint(tmp_path / "m") as reader:
+        assert len(reader.specs()) == 20_000
 
 
 def test_a_million_entries_of_no_bytes_in_a_block_are_told(bounded, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat_restore import open_checkpoint
+from compat_restore.checkpoint import bundle as bundle_module
 from compat_restore.checkpoint import wire
 from compat_restore.checkpoint.bundle import (
     BundleEntry,
@@ -364,6 +365,46 @@ def test_verifying_finds_what_reading_would_find(tmp_path, parts):
 
 
 HALVES = (Slice((0,), (2,)), Slice((2,), (2,)))
+
+
+def test_parts_are_checked_once_however_often_they_are_asked_for(golden, monkeypatch):
+    asked = []
+    real = bundle_module.check_tiling
+    monkeypatch.setattr(
+        bundle_module, "check_tiling", lambda *given: (asked.append(given), real(*given))
+    )
+    with BundleReader(str(golden / "partitioned" / "model.ckpt")) as reader:
+        name = next(name for name, spec in reader.specs().items() if spec.slices)
+        for _ in range(3):
+            reader.stored(name)
+            reader.read(name)
+            reader.verify([name])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("step", ["_check_data_files", "_object_graph", "_by_variable_name"])
+def test_an_error_at_any_step_of_opening_leaves_no_file_open(copied, monkeypatch, step):
+    from compat_restore.checkpoint import files
+
+    opened = []
+    real = files.open_source
+
+    def opening(path):
+        opened.append(real(path))
+        return opened[-1]
+
+    def fail(reader):
+        reader._file(0)
+        raise DamagedCheckpointError("told")
+
+    monkeypatch.setattr(bundle_module, "open_source", opening)
+    monkeypatch.setattr(BundleReader, step, fail)
+    with pytest.raises(DamagedCheckpointError, match="told"):
+        BundleReader(str(copied("plain") / "model.ckpt"))
+    assert len(opened) == 2
+    for source in opened:
+        with pytest.raises(UsageError, match="is closed"):
+            source.read(0, 1)
 
 
 def test_a_missing_part_is_damage(tmp_path):

@@ -382,6 +382,66 @@ def test_what_is_kept_of_a_file_is_bounded(server):
     assert server.sent() == 80 * MIB
 
 
+def test_what_is_kept_of_all_files_together_is_bounded(server):
+    names = [f"/f{number}" for number in range(6)]
+    server.files = dict.fromkeys(names, bytes(20 * MIB))
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(open_source(f"{server.url}{name}")) for name in names]
+        for source in sources:
+            for offset in range(0, source.size, MIB // 2):
+                source.read(offset, MIB // 2)
+            windows = [window for other in sources for window in other._windows]
+            assert sum(len(window.data.result()) for window in windows) <= 32 * MIB
+            assert source._windows, "what is being read is kept"
+        assert server.sent() == 6 * 20 * MIB, "each byte once"
+        assert not sources[0]._windows
+        assert remote._KEPT._size == sum(window.end - window.start for window in windows)
+    assert remote._KEPT._size == 0
+    assert not remote._KEPT._owners
+
+
+def test_threads_that_read_many_files_get_the_bytes_of_each(memory, monkeypatch):
+    monkeypatch.setattr(remote, "_MOST_KEPT", 3 * MIB)
+    random = np.random.default_rng(7)
+    data = {f"/f{number}": random.bytes(3 * MIB) for number in range(4)}
+    for path, content in data.items():
+        memory.pipe_file(path, content)
+    wrong = []
+    with contextlib.ExitStack() as stack:
+        sources = {path: stack.enter_context(open_source(f"memory:/{path}")) for path in data}
+
+        def work(seed):
+            chosen = np.random.default_rng(seed)
+            for _ in range(300):
+                path = f"/f{chosen.integers(4)}"
+                at = int(chosen.integers(3 * MIB - 1000))
+                if sources[path].read(at, 1000) != data[path][at : at + 1000]:
+                    wrong.append((path, at))
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert remote._KEPT._size == 0
+
+
+def test_a_connection_that_another_thread_took_first_is_opened_anew(memory):
+    memory.pipe_file("/f", bytes(3 * MIB))
+
+    class Taken(list):
+        """Seems to hold a connection, which is gone when it is asked for."""
+
+        def __bool__(self):
+            return True
+
+    with open_source("memory://f") as source:
+        source._unused = Taken()
+        assert source.read(10, 20) == bytes(20)
+        source._unused = []
+
+
 def test_several_threads_read_one_file(server, memory):
     data = np.random.default_rng(7).bytes(24 * MIB)
     server.files["/f"] = data

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat_restore import open_checkpoint
+from compat_restore.checkpoint import safetensors
 from compat_restore.checkpoint.safetensors import SafetensorsReader
 from compat_restore.errors import (
     CheckpointFormatError,
@@ -437,3 +438,35 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path):
         path = path.rename(tmp_path / name)
         with open_checkpoint(path) as reader:
             assert reader.read("w").tolist() == [33]
+
+
+def test_a_set_of_many_files_is_opened_in_time_linear_in_its_tensors(tmp_path):
+    looked_at = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __eq__(self, other):
+            nonlocal looked_at
+            looked_at += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    weight_map = {}
+    for file in range(60):
+        tensors = {f"f{file}/w{n}": np.zeros(1, np.uint8) for n in range(30)}
+        saved(tmp_path / f"m-{file}.safetensors", tensors)
+        weight_map |= dict.fromkeys(tensors, f"m-{file}.safetensors")
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.MonkeyPatch.context() as patch:
+        real = safetensors.read_index
+        patch.setattr(
+            safetensors,
+            "read_index",
+            lambda source: {name: Counted(file) for name, file in real(source).items()},
+        )
+        with SafetensorsReader(str(index)) as reader:
+            assert len(reader.specs()) == 1800
+    assert looked_at < 20 * 1800

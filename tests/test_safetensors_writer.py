@@ -282,14 +282,32 @@ def test_what_is_there_is_not_replaced_unless_asked_for(tmp_path, old):
     assert snapshot(tmp_path) == before
 
 
-def test_files_of_other_names_that_the_old_index_names_are_replaced_and_nothing_else(tmp_path):
-    write(tmp_path / "part.safetensors", ONE)
-    write(tmp_path / "kept.safetensors", ONE)
+@pytest.mark.parametrize("size", [None, 16])
+def test_overwriting_never_removes_other_checkpoints_that_an_old_index_names(tmp_path, size):
+    others = [
+        "precious.safetensors",
+        "m2-00001-of-00002.safetensors",
+        "other-m-00001-of-00001.safetensors",
+    ]
+    for name in others:
+        write(tmp_path / name, ONE)
     (tmp_path / "kept.txt").write_text("no weights")
-    weight_map = {"a/w": "part.safetensors", "b": "part.safetensors", "c": "kept.txt"}
+    weight_map = {f"w{n}": name for n, name in enumerate([*others, "kept.txt"])}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    write(tmp_path / "m.safetensors", TWO, overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == ["kept.safetensors", "kept.txt", "m.safetensors"]
+    before = {name: (tmp_path / name).read_bytes() for name in [*others, "kept.txt"]}
+    write(tmp_path / "m.safetensors", TWO, overwrite=True, max_shard_size=size)
+    assert contents(tmp_path / "m.safetensors") == lists(TWO)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_overwriting_removes_the_files_of_an_old_set_whichever_of_its_names_they_have(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for _ in range(3):
+        write(path, ONE, overwrite=True, max_shard_size=16)
+    for name in ("m-00001-of-00002-r7.safetensors", "m-00003-of-00009.safetensors"):
+        (tmp_path / name).write_bytes(b"left behind")
+    write(path, TWO, overwrite=True)
+    assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
 def test_an_old_index_that_names_files_elsewhere_removes_none_of_them(tmp_path):

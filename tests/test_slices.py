@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 
+import numpy as np
 import pytest
 from formats import MemoryFile
 from hypothesis import given
@@ -169,6 +171,55 @@ def test_parts_of_the_right_size_that_overlap_do_not_tile(shape, parts):
 def test_a_part_outside_the_tensor_or_of_another_rank_does_not_tile(part):
     with pytest.raises(ValueError, match=r"outside|of rank"):
         check_tiling((6,), [part])
+
+
+def test_thousands_of_parts_along_several_axes_are_checked_in_linear_time():
+    rows, columns = 300, 200
+    parts = [Slice((row, 2 * column), (1, 2)) for row in range(rows) for column in range(columns)]
+    begun = time.process_time()
+    check_tiling((rows, 2 * columns), parts)
+    parts[5] = parts[-7]
+    with pytest.raises(ValueError, match="overlap"):
+        check_tiling((rows, 2 * columns), parts)
+    assert time.process_time() - begun < 10
+
+
+def test_parts_along_so_many_axes_that_their_corners_are_not_counted_are_compared():
+    halves = [Slice((0,) * axis + (1,), (1,) * (axis + 1)) for axis in range(31)]
+    parts = [
+        Slice(h.starts + (0,) * (31 - len(h.starts)), h.lengths + (2,) * (31 - len(h.lengths)))
+        for h in halves
+    ]
+    shape = (2,) * 31
+    last = Slice((0,) * 31, (1,) * 31)
+    check_tiling(shape, [*parts, last])
+    with pytest.raises(ValueError, match="overlap"):
+        check_tiling(shape, [*parts, Slice((0,) * 30 + (1,), (1,) * 31)])
+
+
+def test_more_parts_along_more_axes_than_can_be_checked_are_told():
+    parts = [Slice(starts, (1,) * 12) for starts in itertools.product((0, 1), repeat=12)]
+    with pytest.raises(ValueError, match="4096 parts along 12 axes, more than can be checked"):
+        check_tiling((2,) * 12, parts)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 2, *[st.integers(1, 3)] * 2), min_size=1, max_size=6)
+)
+def test_the_verdict_on_parts_is_that_of_counting_every_element(boxes):
+    parts = [Slice(box[:2], (min(box[2], 4 - box[0]), min(box[3], 4 - box[1]))) for box in boxes]
+    held = np.zeros((4, 4), int)
+    for part in parts:
+        (top, left), (height, width) = part.starts, part.lengths
+        held[top : top + height, left : left + width] += 1
+    # Single elements fill what is free, so that there are as many as the tensor has.
+    free = [Slice((int(row), int(column)), (1, 1)) for row, column in np.argwhere(held == 0)]
+    parts += free[: max(0, 16 - held.sum())]
+    if held.max() == 1:
+        check_tiling((4, 4), parts)
+    else:
+        with pytest.raises(ValueError, match=r"overlap|parts hold"):
+            check_tiling((4, 4), parts)
 
 
 def test_irregular_parts_tile():

@@ -262,6 +262,7 @@ class BundleReader(CheckpointReader):
         self._closed = False
         self._entries: dict[str, BundleEntry] = {}
         self._slices: dict[bytes, BundleEntry] = {}
+        self._tiled: set[str] = set()  # keys whose parts are known to make up the tensor
         self._shards = 0
         self._big_endian = False
         with open_source(f"{prefix}.index") as index:
@@ -270,13 +271,13 @@ class BundleReader(CheckpointReader):
             self._check_data_files()
             self._specs = _specs(self._entries)
             self._graph = self._object_graph()
+            self._variables, self._keys = self._by_variable_name()
         except BaseException:
             self.close()
             raise
         kind = "object-based" if self._graph else "name-based"
         files = f", {self._shards} data files" if self._shards > 1 else ""
         self.format = f"V2 tensor bundle, {kind}{files}"
-        self._variables, self._keys = self._by_variable_name()
 
     @property
     def graph(self) -> ObjectGraph | None:
@@ -597,7 +598,9 @@ class BundleReader(CheckpointReader):
         if not entry.slices:
             return [(key, entry)]
         try:
-            check_tiling(entry.shape, entry.slices)
+            if key not in self._tiled:  # asked for several times a conversion
+                check_tiling(entry.shape, entry.slices)
+                self._tiled.add(key)
         except ValueError as error:
             raise DamagedCheckpointError(
                 f"the parts of tensor '{key}' in checkpoint '{self.path}' do not fit: {error}"

@@ -59,7 +59,8 @@ __all__ = [
 _WHOLE = 1 << 20  # files up to this size are fetched in one request
 _SMALLEST_WINDOW = 256 << 10
 _LARGEST_WINDOW = 8 << 20
-_MOST_WINDOWS = 4  # two for each of two threads: what it reads, and what it read before
+_MOST_WINDOWS = 4  # of a file: two for each of two threads, what it reads and what it read before
+_MOST_KEPT = _MOST_WINDOWS * _LARGEST_WINDOW  # bytes in the windows of all files together
 _LARGEST_GAP = 1 << 20  # between two reads that still count as one after the other
 _ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as many before the third
@@ -348,7 +349,7 @@ def remove_remote(url: str) -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Window:
     """Bytes of a file: those from `start` up to, but not including, `end`.
 
@@ -361,10 +362,54 @@ class _Window:
     data: Future[bytes]
 
 
+class _Kept:
+    """The windows of all open files, in the order of their use: together they are bounded.
+
+    A checkpoint may have a hundred data files, all of which stay open while one after another is
+    read.
+
+    Attributes:
+        lock: is held by whoever looks at windows, or changes what is kept.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._owners: dict[_Window, list[_Window]] = {}  # the last used one is the last
+        self._size = 0
+
+    def use(self, window: _Window, owner: list[_Window]) -> None:
+        """Keep a window, as the one that is used last; others make room for it.
+
+        Args:
+            window: that was used, or is about to be fetched.
+            owner: the windows of its file, the last used one last.
+        """
+        self.drop(window)
+        while owner and len(owner) >= _MOST_WINDOWS:
+            self.drop(owner[0])
+        size = window.end - window.start
+        while self._owners and self._size + size > _MOST_KEPT:
+            self.drop(next(iter(self._owners)))
+        self._owners[window] = owner
+        self._size += size
+        owner.append(window)
+
+    def drop(self, window: _Window) -> None:
+        """Forget a window; one that is not kept may be dropped, too."""
+        owner = self._owners.pop(window, None)
+        if owner is not None:
+            owner.remove(window)
+            self._size -= window.end - window.start
+
+
+_KEPT = _Kept()
+
+
 class RemoteFile(ClosedAtEnd):
     """A file at a URL, read by ranges; several threads may.
 
-    Small reads are served from at most `_MOST_WINDOWS` windows of at most `_LARGEST_WINDOW` bytes.
+    Small reads are served from at most `_MOST_WINDOWS` windows of at most `_LARGEST_WINDOW` bytes;
+    those of all files together hold at most `_MOST_KEPT` bytes.
     """
 
     descriptor = None
@@ -381,7 +426,6 @@ class RemoteFile(ClosedAtEnd):
         self._closed = False
         self._system, self._path = file_system(url)
         self._over_http = url.lower().startswith(("http://", "https://"))
-        self._lock = threading.Lock()
         self._downloading = threading.Lock()
         self._windows: list[_Window] = []  # the last used one is the last
         self._unused: list[BinaryIO] = []
@@ -423,8 +467,9 @@ class RemoteFile(ClosedAtEnd):
     def close(self) -> None:
         """Close the connections; closing twice does nothing."""
         self._closed = True
-        with self._lock:
-            self._windows.clear()
+        with _KEPT.lock:
+            for window in tuple(self._windows):
+                _KEPT.drop(window)
             while self._unused:
                 with suppress(Exception):  # what fails to close is not wanted any more
                     self._unused.pop().close()
@@ -434,19 +479,18 @@ class RemoteFile(ClosedAtEnd):
 
     def _window_at(self, offset: int, length: int) -> _Window:
         """Return a window that holds the byte at `offset`; another thread may be fetching it."""
-        with self._lock:
-            for number, window in enumerate(self._windows):
+        with _KEPT.lock:
+            for window in self._windows:
                 if window.start <= offset < window.end:
-                    self._windows.append(self._windows.pop(number))
+                    _KEPT.use(window, self._windows)
                     return window
             window = _Window(*self._next_range(offset, length), Future())
-            del self._windows[: max(0, len(self._windows) - _MOST_WINDOWS + 1)]
-            self._windows.append(window)
+            _KEPT.use(window, self._windows)
         try:
             window.data.set_result(self._fetch(window.start, window.end))
         except BaseException as error:
-            with self._lock, suppress(ValueError):  # it may have had to make room
-                self._windows.remove(window)
+            with _KEPT.lock:
+                _KEPT.drop(window)
             window.data.set_exception(error)
             raise
         return window
@@ -494,7 +538,10 @@ class RemoteFile(ClosedAtEnd):
     def _request(self, start: int, end: int) -> bytes:
         if self._copy is not None:
             return os.pread(self._copy.fileno(), end - start, start)
-        file = self._unused.pop() if self._unused else self._open()
+        try:
+            file = self._unused.pop()
+        except IndexError:  # other threads have them
+            file = self._open()
         try:
             # Every reader of a file in memory gets the same object, with one position.
             with _SHARED if isinstance(file, io.BytesIO) else nullcontext():

@@ -226,10 +226,13 @@ class SafetensorsReader(CheckpointReader):
                 f"'{index.name}' is there, but not the weights: {_listed(missing)} "
                 f"{'is' if len(missing) == 1 else 'are'} missing; copy all files of the checkpoint"
             )
+        names_of: dict[str, list[str]] = {file: [] for file in paths}
+        for name, file in named.items():
+            names_of[file].append(name)
         for file, path in paths.items():
             source = self._open(path)
             entries = _read_header(source)
-            wanted = [name for name, other in named.items() if other == file]
+            wanted = names_of[file]
             if lost := [name for name in wanted if name not in entries]:
                 raise DamagedCheckpointError(
                     f"'{index.name}' says that '{path}' holds {_listed(lost)}, which it does not: "

@@ -17,7 +17,6 @@ from compat_restore.checkpoint.files import (
     is_there,
     join,
     listing,
-    open_source,
     split,
 )
 from compat_restore.checkpoint.output import (
@@ -37,8 +36,6 @@ from compat_restore.checkpoint.safetensors import (
     SUFFIX,
     Entry,
     is_text,
-    read_index,
-    shard_path,
     values,
 )
 from compat_restore.checkpoint.writer import (
@@ -50,7 +47,6 @@ from compat_restore.checkpoint.writer import (
     values_of,
 )
 from compat_restore.errors import (
-    CompatRestoreError,
     DamagedCheckpointError,
     DamagedTensorsError,
     InputError,
@@ -85,33 +81,24 @@ def check_destination(path: str, *, overwrite: bool) -> tuple[str, ...]:
 
 
 def _existing(path: str) -> tuple[str, ...]:
-    """Return the files that stand under a name: the file itself, then an index, then its set."""
-    folder, _ = split(path)
+    """Return the files that stand under a name: the file itself, then an index, then its set.
+
+    The files of a set are told by their names alone. An index may name any file of its directory,
+    be it another checkpoint, or may have been edited; what it names is not removed for that.
+    """
+    folder, own = split(path)
     found = [file for file in (path, _index_path(path)) if is_there(file)]
     try:
         names = listing(folder)
     except InputError as error:
         raise OutputError(f"'{path}' cannot be written: {error}; nothing was changed") from error
-    shards = {file for name in names if _is_shard_of(file := join(folder, name), path)}
-    if is_there(_index_path(path)):
-        shards |= _named_by(_index_path(path))
+    stem = own.removesuffix(SUFFIX)
+    shards = {
+        join(folder, name)
+        for name in names
+        if (match := SHARD.fullmatch(name)) and match["stem"] == stem
+    }
     return (*found, *sorted(shards - set(found)))
-
-
-def _is_shard_of(file: str, path: str) -> bool:
-    match = SHARD.fullmatch(file)
-    return match is not None and match["stem"] == path.removesuffix(SUFFIX)
-
-
-def _named_by(index: str) -> set[str]:
-    """Return the files that are there of a set; none where its index cannot be understood."""
-    try:
-        with open_source(index) as source:
-            files = set(read_index(source).values())
-            paths = {shard_path(index, file) for file in files if file.endswith(SUFFIX)}
-    except (CompatRestoreError, OSError):
-        return set()
-    return {path for path in paths if is_there(path)}
 
 
 def _index_path(path: str) -> str:

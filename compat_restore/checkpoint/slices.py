@@ -7,7 +7,7 @@ Sources: TensorFlow's `core/util/saved_tensor_slice_util.cc` (the keys),
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, combinations, repeat
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint.wire import (
@@ -23,9 +23,11 @@ from compat_restore.checkpoint.wire import (
 from compat_restore.tensors import Slice, element_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from compat_restore.tensors import Shape
+
+    _Box = tuple[tuple[int, ...], tuple[int, ...]]  # starts, lengths
 
 __all__ = [
     "check_shape",
@@ -41,7 +43,10 @@ MOST_SLICES = 100_000  # of one variable; each costs memory, and two bytes in a 
 _FULL_EXTENT = -1
 _MOST_DIMENSIONS = 32  # what NumPy 1 can hold; TensorFlow's operations stop well before
 _MOST_ELEMENTS = 1 << 59  # of 16 bytes: NumPy counts bytes in int64, passing over empty axes
-_MOST_IRREGULAR_SLICES = 2000
+_MOST_CORNERS = 1 << 19  # of all parts of one variable
+_MOST_PAIRED_SLICES = (
+    300  # of one variable that is cut along more axes than corners are counted for
+)
 
 
 @lru_cache(maxsize=1024)
@@ -177,29 +182,53 @@ def check_tiling(shape: Shape, parts: Sequence[Slice]) -> None:
             f"{len(parts)} parts hold {covered} elements, the tensor {list(shape)} has "
             f"{element_count(shape)}"
         )
+    if not covered:
+        return
     varying = [
         axis
         for axis, full in enumerate(shape)
         if any(lengths[axis] != full for _, lengths in boxes)
     ]
-    if len(varying) <= 1:
-        spans = sorted(
-            (starts[axis], starts[axis] + lengths[axis])
-            for axis in varying
-            for starts, lengths in boxes
-        )
-        if any(before[1] != after[0] for before, after in pairwise(spans)):
-            raise ValueError("parts overlap")
-        return
-    if len(boxes) > _MOST_IRREGULAR_SLICES:
-        raise ValueError(f"{len(boxes)} parts along several axes")
-    for at, (starts, lengths) in enumerate(boxes):
-        for other_starts, other_lengths in boxes[:at]:
-            if all(
-                s < o + ol and o < s + n
-                for s, n, o, ol in zip(starts, lengths, other_starts, other_lengths, strict=True)
-            ):
-                raise ValueError("parts overlap")
+    if len(boxes) << len(varying) <= _MOST_CORNERS:
+        overlap = not _corners_cancel(shape, boxes, varying)
+    elif len(boxes) <= _MOST_PAIRED_SLICES:
+        overlap = any(_meet(one, other) for one, other in combinations(boxes, 2))
+    else:
+        raise ValueError(f"{len(boxes)} parts along {len(varying)} axes, more than can be checked")
+    if overlap:
+        raise ValueError("parts overlap")
+
+
+def _corners_cancel(shape: Shape, boxes: Iterable[_Box], axes: Sequence[int]) -> bool:
+    """Whether boxes make up a tensor, in time linear in their number.
+
+    The function that counts by how many boxes an element is held is known by its differences along
+    all axes, and those of one box are +1 or -1 at its corners, and 0 elsewhere. So the boxes hold
+    every element once if their corners cancel each other but for those of the tensor.
+    """
+    signs = [1]
+    for _ in axes:
+        signs += [-sign for sign in signs]
+    left: dict[int, int] = {}
+    whole = ((0,) * len(shape), shape)
+    for (starts, lengths), weight in chain(zip(boxes, repeat(1)), ((whole, -1),)):
+        corners = [0]  # each as one number, of which the axes are digits
+        step = 1
+        for axis in axes:
+            first, end = starts[axis] * step, (starts[axis] + lengths[axis]) * step
+            corners = [c + first for c in corners] + [c + end for c in corners]
+            step *= shape[axis] + 1
+        for corner, sign in zip(corners, signs, strict=True):
+            left[corner] = left.get(corner, 0) + sign * weight
+    return not any(left.values())
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    """Whether two boxes have elements in common."""
+    return all(
+        max(start, other_start) < min(start + length, other_start + other_length)
+        for start, length, other_start, other_length in zip(*one, *other, strict=True)
+    )
 
 
 def consecutive(shape: Shape, parts: Sequence[Slice]) -> tuple[int, ...] | None:
