@@ -149,22 +149,28 @@ class KerasH5Reader(CheckpointReader):
         return roles
 
     def stored(self, name: str) -> tuple[StoredTensor, ...]:
-        """Return where a tensor's bytes stand; nothing if they are packed, or not little-endian."""
+        """Return where a tensor's bytes stand; nothing if they are packed, or not little-endian.
+
+        Raises:
+            DamagedCheckpointError: the archive around them does not have its checksum.
+        """
         dataset = self._dataset(self.key_of(name))
+        self._check_archive()
         if not dataset.is_raw or dataset.place is None:
             return ()
         return (StoredTensor(self.image[0], *dataset.place),)
 
     def verify(self, names: Iterable[str]) -> None:
-        """Check what can be checked: that the values can be read, and the archive's checksum.
+        """Check what can be checked: the archive's checksum, and that the values can be read.
 
-        HDF5 as Keras writes it has no checksums.
+        HDF5 as Keras writes it has no checksums of its own.
 
         Raises:
-            DamagedCheckpointError: a tensor cannot be read, or the archive's checksum is wrong.
+            DamagedCheckpointError: the archive's checksum is wrong, which no tensor can be told
+                from.
+            DamagedTensorsError: tensors cannot be read; all of those are listed.
         """
-        if self._archive is not None:
-            self._archive.check()
+        self._check_archive()
         super().verify(name for name in names if not self.stored(name))
 
     def files(self) -> tuple[str, ...]:
@@ -305,7 +311,14 @@ class KerasH5Reader(CheckpointReader):
         return self._hdf5.datasets[key]
 
     def _read(self, key: str) -> Array:
-        return self._hdf5.values(self._dataset(key).path)
+        dataset = self._dataset(key)
+        self._check_archive()
+        return self._hdf5.values(dataset.path)
+
+    def _check_archive(self) -> None:
+        """Check the weights as a whole, once, before any of them is given out."""
+        if self._archive is not None:
+            self._archive.check()
 
     def _slot(self, name: str, weights: set[str], flat: Mapping[str, str]) -> Role:
         """Return the role of an optimizer's variable, with its owner where the name tells it.
