@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -19,10 +20,12 @@ from compat_restore import convert, open_checkpoint
 from compat_restore.checkpoint.keras_archive import KerasArchive
 from compat_restore.checkpoint.keras_h5 import KerasH5Reader, KerasH5Writer
 from compat_restore.checkpoint.writer import Content
+from compat_restore.cli import main
 from compat_restore.errors import (
     CheckpointFormatError,
     CompatRestoreError,
     DamagedCheckpointError,
+    DamagedTensorsError,
     OutputError,
     TensorNotFoundError,
     UsageError,
@@ -320,6 +323,17 @@ def test_the_checksum_of_an_archive_is_computed_once_an_opening(files, monkeypat
         assert passes == [0]
 
 
+def test_a_plain_file_says_that_it_has_no_checksums_and_an_archive_has_one(files, capsys):
+    for name in ALL:
+        with open_checkpoint(files / name) as reader:
+            archive = name.endswith(".keras")
+            assert reader.has_checksums is archive
+            assert any("no checksums" in note for note in reader.notes) is not archive
+        assert main(["verify", str(files / name)]) == 0
+        told = "all as they were written" if archive else "this format has no checksums"
+        assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("config", [b"", b"{", b"[" * 100_000, b'{"config": {"layers": [[1]]}}'])
 def test_a_configuration_that_is_not_understood_leaves_the_places(tmp_path, files, config):
     members = members_of(files / "tf_keras.keras") | {"config.json": config}
@@ -489,6 +503,51 @@ def test_a_template_with_a_damaged_member_is_told_once_and_leaves_nothing(
     gc.collect()
     assert ignored == []
     assert os.listdir(tmp_path) == ["t.keras"]
+
+
+def test_all_damaged_tensors_are_listed_be_they_copied_or_decoded(tmp_path, files):
+    def damaged(name):
+        def read():
+            raise DamagedCheckpointError(f"tensor '{name}' is damaged")
+
+        return read
+
+    with KerasH5Reader(str(files / "keras.weights.h5")) as reader:
+        contents = []
+        for name in ("head/kernel", "head/bias", "tower/sequential/fc/kernel"):
+            spec = reader.specs()[reader.key_of(name)]
+            (place,) = reader.stored(name)
+            contents.append(
+                Content(
+                    name=spec.name,
+                    dtype=spec.dtype,
+                    shape=spec.known_shape,
+                    read=damaged(name),
+                    stored=(place._replace(checksum=1),) if name == "head/bias" else (),
+                )
+            )
+        with (
+            KerasH5Writer(str(tmp_path / "x.weights.h5"), reader) as writer,
+            pytest.raises(DamagedTensorsError) as caught,
+        ):
+            writer.write(contents)
+    assert len(caught.value.faults) == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_thousands_of_datasets_are_set_in_no_time(tmp_path, h5py):
+    names = [f"w{number}" for number in range(4000)]
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        for name in names:
+            file[name] = np.zeros(1, np.float32)
+    with KerasH5Reader(str(tmp_path / "t.h5")) as reader:
+        contents = [Content.of(n, DType.float32, np.ones(1, np.float32)) for n in names]
+        with KerasH5Writer(str(tmp_path / "x.h5"), reader) as writer:
+            begin = time.process_time()
+            writer.write(
+                [content._replace(stored=reader.stored(content.name)) for content in contents]
+            )
+            assert time.process_time() - begin < 3
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, files):
