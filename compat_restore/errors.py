@@ -119,7 +119,8 @@ class DamagedTensorsError(FaultsError, DamagedCheckpointError):
     """Tensors of a checkpoint are damaged; the message is the fault itself where it is one."""
 
     def __init__(self, faults: Iterable[str]) -> None:
-        found = tuple(faults)
+        # What is wrong with an archive as a whole is found at each of its tensors.
+        found = tuple(dict.fromkeys(faults))
         super().__init__(f"{len(found)} tensors are damaged:", found)
         if len(found) == 1:
             self.args = found

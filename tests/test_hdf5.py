@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -381,6 +382,39 @@ def test_a_deflate_bomb_is_stopped_at_the_size_of_its_chunk(tmp_path, h5py):
     with pytest.raises(DamagedCheckpointError, match="bytes of 256"):
         file.values("w")
     assert time.perf_counter() - begin < 1
+
+
+def header_of_overlapping_blocks(count, payload):
+    """Return a file whose root has blocks that begin in each other, one more every 24 bytes.
+
+    Each runs to the end, where one attribute stands: read by all of them, it would be kept by each.
+    """
+    header = 96
+    chain = header + 16 + 24
+    end = chain + 24 * count + 8 + payload
+    superblock = MAGIC + bytes((0, 0, 0, 0, 0, 8, 8, 0)) + struct.pack("<HHI", 4, 16, 0)
+    superblock += struct.pack("<6Q", 0, (1 << 64) - 1, end, (1 << 64) - 1, 0, header)
+    data = bytearray(superblock.ljust(header, b"\0"))
+    data += struct.pack("<BBHII4x", 1, 0, 1, 1, 24)
+    for number in range(count + 1):
+        at = chain + 24 * number
+        data += struct.pack("<HHBxxxQQ", 16, 16, 0, at, end - at)
+    data += struct.pack("<HHBxxx", 12, payload, 0) + bytes(payload)
+    return bytes(data)
+
+
+def test_blocks_of_a_header_that_overlap_do_not_fill_the_memory(tmp_path):
+    path = tmp_path / "x.h5"
+    path.write_bytes(header_of_overlapping_blocks(5000, 64_992))
+    tracemalloc.start()
+    try:
+        begin = time.perf_counter()
+        with pytest.raises(DamagedCheckpointError, match="overlap"):
+            opened(path)
+        assert time.perf_counter() - begin < 1
+        assert tracemalloc.get_traced_memory()[1] < 20 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
 
 
 def test_strings_that_share_bytes_do_not_fill_the_memory(tmp_path, h5py):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -15,12 +17,15 @@ import pytest
 from formats import rows_of, snapshot
 
 from compat_restore import convert, open_checkpoint
+from compat_restore.checkpoint.keras_archive import KerasArchive
 from compat_restore.checkpoint.keras_h5 import KerasH5Reader, KerasH5Writer
 from compat_restore.checkpoint.writer import Content
+from compat_restore.cli import main
 from compat_restore.errors import (
     CheckpointFormatError,
     CompatRestoreError,
     DamagedCheckpointError,
+    DamagedTensorsError,
     OutputError,
     TensorNotFoundError,
     UsageError,
@@ -269,6 +274,66 @@ def test_the_archives_checksum_is_checked_by_verify(tmp_path, files):
         reader.verify(["head/kernel"])
 
 
+def damaged_archive(files, path, name="head/kernel"):
+    """Write an archive in which one bit of a weight is not as it was."""
+    data = bytearray((files / "keras.keras").read_bytes())
+    with open_checkpoint(files / "keras.keras") as reader:
+        (place,) = reader.stored(name)
+    data[place.offset] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_no_value_of_a_damaged_archive_is_read_or_given_out_for_copying(tmp_path, files):
+    path = damaged_archive(files, tmp_path / "x.keras")
+    with open_checkpoint(path) as reader:
+        assert "head/kernel" in reader.variables()
+        for use in (reader.read, reader.stored, lambda name: reader.verify([name])):
+            for name in ("head/kernel", "head/bias"):  # none can be told from the others
+                with pytest.raises(DamagedCheckpointError, match="checksum of"):
+                    use(name)
+
+
+@pytest.mark.parametrize("output", ["x.ckpt", "x.safetensors", "x.npz", "x.keras"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_damaged_archive_is_not_converted(tmp_path, files, output, verify):
+    path = damaged_archive(files, tmp_path / "damaged.keras")
+    into = files / "keras.keras" if output == "x.keras" else None
+    with pytest.raises(DamagedCheckpointError, match="checksum of"):
+        convert(path, tmp_path / output, into=into, verify=verify)
+    assert os.listdir(tmp_path) == ["damaged.keras"]
+
+
+def test_a_damaged_archive_is_told_once_and_not_for_each_of_its_tensors(tmp_path, files):
+    path = damaged_archive(files, tmp_path / "damaged.keras")
+    with pytest.raises(DamagedCheckpointError) as caught:
+        convert(path, tmp_path / "x.ckpt")
+    assert str(caught.value).count("is damaged") == 1
+
+
+def test_the_checksum_of_an_archive_is_computed_once_an_opening(files, monkeypatch):
+    passes = []
+    chunks = KerasArchive.chunks
+    monkeypatch.setattr(KerasArchive, "chunks", lambda self: passes.append(0) or chunks(self))
+    with open_checkpoint(files / "keras.keras") as reader:
+        assert passes == []
+        for name in reader.variables():
+            reader.read(name)
+            reader.stored(name)
+        assert passes == [0]
+
+
+def test_a_plain_file_says_that_it_has_no_checksums_and_an_archive_has_one(files, capsys):
+    for name in ALL:
+        with open_checkpoint(files / name) as reader:
+            archive = name.endswith(".keras")
+            assert reader.has_checksums is archive
+            assert any("no checksums" in note for note in reader.notes) is not archive
+        assert main(["verify", str(files / name)]) == 0
+        told = "all as they were written" if archive else "this format has no checksums"
+        assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("config", [b"", b"{", b"[" * 100_000, b'{"config": {"layers": [[1]]}}'])
 def test_a_configuration_that_is_not_understood_leaves_the_places(tmp_path, files, config):
     members = members_of(files / "tf_keras.keras") | {"config.json": config}
@@ -405,6 +470,84 @@ def test_packed_templates_are_filled_and_written_unpacked(tmp_path, files):
     assert {**members_of(path), WEIGHTS: b""} == {**members, WEIGHTS: b""}
     with open_checkpoint(path) as reader:
         assert reader.read("head/bias").tolist() == [1, 1]
+
+
+def test_a_template_whose_weights_are_damaged_is_refused_and_nothing_is_put_in_place(
+    tmp_path, files
+):
+    template = damaged_archive(files, tmp_path / "template.keras", "head/bias")
+    with pytest.raises(DamagedCheckpointError, match=r"template\.keras' is damaged: the checksum"):
+        filled(template, tmp_path / "x.keras", {"head/kernel": np.ones((3, 2), np.float32)})
+    rules = {"head/kernel": "head/kernel"}
+    with pytest.raises(DamagedCheckpointError, match=r"template\.keras' is damaged: the checksum"):
+        convert(files / "keras.keras", tmp_path / "x.keras", rules, into=template)
+    assert os.listdir(tmp_path) == ["template.keras"]
+
+
+@pytest.mark.parametrize("member", ["config.json", "metadata.json", "assets/words.txt", WEIGHTS])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_template_with_a_damaged_member_is_told_once_and_leaves_nothing(
+    tmp_path, files, monkeypatch, member, compression
+):
+    members = members_of(files / "keras.keras") | {"assets/words.txt": b"a\nb\n" * 1000}
+    path = archive_of(tmp_path / "t.keras", members.items(), compression)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 30 + len(member) + info.compress_size // 2] ^= 0x55
+    path.write_bytes(data)
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with pytest.raises(DamagedCheckpointError, match=r"t\.keras' is damaged"):
+        filled(path, tmp_path / "x.keras", {"head/bias": np.ones(2, np.float32)})
+    gc.collect()
+    assert ignored == []
+    assert os.listdir(tmp_path) == ["t.keras"]
+
+
+def test_all_damaged_tensors_are_listed_be_they_copied_or_decoded(tmp_path, files):
+    def damaged(name):
+        def read():
+            raise DamagedCheckpointError(f"tensor '{name}' is damaged")
+
+        return read
+
+    with KerasH5Reader(str(files / "keras.weights.h5")) as reader:
+        contents = []
+        for name in ("head/kernel", "head/bias", "tower/sequential/fc/kernel"):
+            spec = reader.specs()[reader.key_of(name)]
+            (place,) = reader.stored(name)
+            contents.append(
+                Content(
+                    name=spec.name,
+                    dtype=spec.dtype,
+                    shape=spec.known_shape,
+                    read=damaged(name),
+                    stored=(place._replace(checksum=1),) if name == "head/bias" else (),
+                )
+            )
+        with (
+            KerasH5Writer(str(tmp_path / "x.weights.h5"), reader) as writer,
+            pytest.raises(DamagedTensorsError) as caught,
+        ):
+            writer.write(contents)
+    assert len(caught.value.faults) == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_thousands_of_datasets_are_set_in_no_time(tmp_path, h5py):
+    names = [f"w{number}" for number in range(4000)]
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        for name in names:
+            file[name] = np.zeros(1, np.float32)
+    with KerasH5Reader(str(tmp_path / "t.h5")) as reader:
+        contents = [Content.of(n, DType.float32, np.ones(1, np.float32)) for n in names]
+        with KerasH5Writer(str(tmp_path / "x.h5"), reader) as writer:
+            begin = time.process_time()
+            writer.write(
+                [content._replace(stored=reader.stored(content.name)) for content in contents]
+            )
+            assert time.process_time() - begin < 3
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, files):

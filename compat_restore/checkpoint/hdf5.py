@@ -209,6 +209,7 @@ class Hdf5File:
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
         self._entries_left = size // _ENTRY
         self._text_left = size
+        self._blocks_left = size
         self._unknown: list[str] = []
         self._walk(self._root())
         if self._unknown:
@@ -359,6 +360,10 @@ class Hdf5File:
         found = _Messages()
         blocks = [(address + 16, size)]
         for begin, length in blocks:
+            # Blocks that overlap would be kept, and gone through, many times over.
+            self._blocks_left -= length
+            if self._blocks_left < 0:
+                raise self._damaged("the blocks of its headers overlap, and are longer than it")
             block = self._read(begin, length)
             at = 0
             while at + 8 <= length:

@@ -147,6 +147,7 @@ class KerasArchive:
 
         self.name = source.name
         self._unpacked: _Unpacked | None = None
+        self._found: int | None = None  # the checksum that the weights turned out to have
         with _told_damage(source.name):
             stream = io.BufferedReader(_SourceStream(source), 64 << 10)
             self.zip = zipfile.ZipFile(stream)
@@ -159,6 +160,7 @@ class KerasArchive:
             self.source, self.start = source, self._begin(source)
         else:
             self._unpacked = self._unpack()
+            self._found = self.weights.CRC  # or it would not have been unpacked
             self.source, self.start = self._unpacked, 0
 
     def json(self, member: str) -> object:
@@ -197,14 +199,26 @@ class KerasArchive:
     def check(self) -> None:
         """Check the weights against the checksum that the archive has of them.
 
+        They are read for it once; after that, what was found is told again.
+
         Raises:
             DamagedCheckpointError: they do not have it.
         """
         import zlib
 
-        crc = 0
-        for chunk in self.chunks():
-            crc = zlib.crc32(chunk, crc)
+        if self._found is None:
+            crc = 0
+            for chunk in self.chunks():
+                crc = zlib.crc32(chunk, crc)
+            self._found = crc
+        self.compare(self._found)
+
+    def compare(self, crc: int) -> None:
+        """Compare the crc32 of weights that were read with the one that the archive has of them.
+
+        Raises:
+            DamagedCheckpointError: they differ.
+        """
         if crc != self.weights.CRC:
             raise DamagedCheckpointError(
                 f"'{self.name}' is damaged: the checksum of '{WEIGHTS}' in it is {crc:08x}, "
@@ -347,7 +361,8 @@ class ArchiveOutput:
         """Copy an archive; what is packed is packed again, the weights are not.
 
         Raises:
-            DamagedCheckpointError: a member of the archive is damaged.
+            DamagedCheckpointError: a member of the archive does not have its checksum, be it the
+                weights.
             OutputError: the disk does not take it.
         """
         import zipfile
@@ -382,6 +397,8 @@ class ArchiveOutput:
                         to.write(chunk)
                 else:
                     template.copy(member, to)
+            if is_weights:
+                template.compare(copy.CRC)  # of what went through, which zipfile has counted
 
     def _header_end(self) -> int:
         stream = self._zip.fp

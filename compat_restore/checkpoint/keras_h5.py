@@ -17,6 +17,9 @@ its name with or without that of the model as a whole.
 
 Files of HDF5 that Keras did not write are read too: each dataset goes by its path.
 
+HDF5 as Keras writes it has no checksums. A `.keras` archive has one of all weights together, which
+is checked before the first value is given out: by it, all tensors are whole or none is.
+
 bfloat16 has no type of its own in HDF5: Keras stores two opaque bytes an element, and says so in
 the dataset's attribute `dtype` (not in legacy files).
 """
@@ -42,8 +45,10 @@ from compat_restore.checkpoint.writer import CheckpointWriter, check_place, the_
 from compat_restore.errors import (
     CheckpointFormatError,
     DamagedCheckpointError,
+    DamagedTensorsError,
     OutputError,
     UsageError,
+    faults_of,
 )
 from compat_restore.names import Role, RoleKind, canonical_name, classify, without_model_name
 from compat_restore.tensors import DType, TensorSpec, array_bytes, format_shape, numpy_dtype
@@ -59,6 +64,10 @@ if TYPE_CHECKING:
 __all__ = ["KerasH5Reader", "KerasH5Writer", "check_destination"]
 
 _ZIP = b"PK"
+_NO_CHECKSUMS = (
+    "HDF5 as Keras writes it has no checksums: a file that was cut short is noticed, changed "
+    "values are not"
+)
 _ATTRIBUTES = ("layer_names", "weight_names", "name", "dtype", "keras_version")
 _MODEL_WEIGHTS = "model_weights"
 _OPTIMIZER_WEIGHTS = "optimizer_weights"
@@ -150,7 +159,11 @@ class KerasH5Reader(CheckpointReader):
         return roles
 
     def stored(self, name: str) -> tuple[StoredTensor, ...]:
-        """Return where a tensor's bytes stand; nothing if they are packed, or not little-endian."""
+        """Return where a tensor's bytes stand; nothing if they are packed, or not little-endian.
+
+        Raises:
+            DamagedCheckpointError: the archive around them does not have its checksum.
+        """
         dataset = self._dataset(self.key_of(name))
         self._check_archive()
         if not dataset.is_raw or dataset.place is None:
@@ -158,12 +171,14 @@ class KerasH5Reader(CheckpointReader):
         return (StoredTensor(self.image[0], *dataset.place),)
 
     def verify(self, names: Iterable[str]) -> None:
-        """Check what can be checked: that the values can be read, and the archive's checksum.
+        """Check what can be checked: the archive's checksum, and that the values can be read.
 
-        HDF5 as Keras writes it has no checksums.
+        HDF5 as Keras writes it has no checksums of its own.
 
         Raises:
-            DamagedCheckpointError: a tensor cannot be read, or the archive's checksum is wrong.
+            DamagedCheckpointError: the archive's checksum is wrong, which no tensor can be told
+                from.
+            DamagedTensorsError: tensors cannot be read; all of those are listed.
         """
         self._check_archive()
         super().verify(name for name in names if not self.stored(name))
@@ -193,6 +208,9 @@ class KerasH5Reader(CheckpointReader):
             raise DamagedCheckpointError(f"'{self.path}' is empty: is there another copy?")
         if source.read(0, min(2, source.size)) == _ZIP:
             self._archive = KerasArchive(source)
+        else:
+            self.has_checksums = False
+            self.notes = (*self.notes, _NO_CHECKSUMS)
         source, start, size = self.image
         begin = hdf5_start(source, start, size)
         if begin is None:
@@ -417,19 +435,22 @@ class KerasH5Writer(CheckpointWriter):
 
         Args:
             contents: what changes.
-            verify: check copied bytes against the checksums that are stored for them.
+            verify: check copied bytes against the checksums that are stored for them. The
+                checksum of an archive that is the template is compared in any case.
 
         Raises:
-            DamagedCheckpointError: bytes to be copied do not have their checksum; all such tensors
-                are listed. Or the template contradicts itself.
+            DamagedCheckpointError: the template does not have its checksum, or contradicts itself.
+            DamagedTensorsError: tensors are not what was written; all of them are listed.
             OutputError: the disk does not take it.
             UsageError: the template has no place for a tensor; all such are listed.
         """
         self._check(contents)
         source, begin, size = self._template.image
-        targets = [(self._template.hdf5.datasets[content.name], content) for content in contents]
-        copied = [pair for pair in targets if pair[1].stored and pair[0].is_raw]
-        decoded = [pair for pair in targets if pair not in copied]
+        copied: list[tuple[Hdf5Dataset, Content]] = []
+        decoded: list[tuple[Hdf5Dataset, Content]] = []
+        for content in contents:
+            dataset = self._template.hdf5.datasets[content.name]
+            (copied if content.stored and dataset.is_raw else decoded).append((dataset, content))
         shift = -begin
         if self._template.archive is not None:
             self._archive = ArchiveOutput(self._template.archive, self._output)
@@ -444,21 +465,19 @@ class KerasH5Writer(CheckpointWriter):
             if dataset.place
         ]
         pieces.sort(key=lambda piece: piece.offset)
-        copy_tensors(pieces, self._output, verify=verify, checksums=False)
+        faults: list[str] = []
+        try:
+            copy_tensors(pieces, self._output, verify=verify, checksums=False)
+        except DamagedTensorsError as error:
+            faults += error.faults
         for dataset, content in decoded:
             assert dataset.place is not None
-            at = dataset.place[0] + shift
-            array = content.read().astype(numpy_dtype(content.dtype), copy=False)
-            if array.shape != content.shape:
-                raise UsageError(
-                    f"tensor '{content.name}' has shape {format_shape(array.shape)}, not "
-                    f"{format_shape(content.shape)}"
-                )
-            if dataset.big_endian:
-                array = array.byteswap()
-            for data in array_bytes(array):
-                self._output.write_at(at, data)
-                at += len(data)
+            try:
+                self._set(dataset, dataset.place[0] + shift, content)
+            except DamagedCheckpointError as error:
+                faults += faults_of(error)
+        if faults:
+            raise DamagedTensorsError(faults)
         if self._archive is not None:
             self._archive.finish()
         self._written = KerasH5Reader(self._output.working_path)
@@ -495,6 +514,20 @@ class KerasH5Writer(CheckpointWriter):
         if self._archive is not None:
             self._archive.close()
         self._output.close()
+
+    def _set(self, dataset: Hdf5Dataset, at: int, content: Content) -> None:
+        """Write the values of a tensor to their place in the output."""
+        array = content.read().astype(numpy_dtype(content.dtype), copy=False)
+        if array.shape != content.shape:
+            raise UsageError(
+                f"tensor '{content.name}' has shape {format_shape(array.shape)}, not "
+                f"{format_shape(content.shape)}"
+            )
+        if dataset.big_endian:
+            array = array.byteswap()
+        for data in array_bytes(array):
+            self._output.write_at(at, data)
+            at += len(data)
 
     def _check(self, contents: Sequence[Content]) -> None:
         """Check that the template has a place for everything.
