@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint, opened
+from compat_restore.checkpoint.bundle import BundleReader
 from compat_restore.checkpoint.destination import check_destination, create_writer, kind_of
 from compat_restore.checkpoint.files import identity
 from compat_restore.checkpoint.slices import consecutive
@@ -144,8 +145,20 @@ def convert(
             output=path,
             output_format=_format_of(path, template),
             dry_run=dry_run,
-            notes=reader.notes,
+            notes=(*reader.notes, *_how_to_restore(path, template)),
         )
+
+
+def _how_to_restore(path: str, template: CheckpointReader | None) -> tuple[str, ...]:
+    """Return what to call to restore an object-based output: its root is that of the template."""
+    graph = template.graph if isinstance(template, BundleReader) else None
+    if graph is None or kind_of(path) != "bundle":
+        return ()
+    names = [name for name in graph.children() if name != "save_counter"]
+    # Models and SavedModels track layers and lists; a Checkpoint has what it was given.
+    is_model = any(name.startswith(("_", "layer", "keras_api", "signatures")) for name in names)
+    given = "model" if is_model or not names else ", ".join(f"{name}={name}" for name in names)
+    return (f"tf.train.Checkpoint({given}).restore('{path}') restores it",)
 
 
 def _format_of(path: str, template: CheckpointReader | None) -> str:
@@ -249,9 +262,12 @@ def _stored(
     return () if order is None else tuple(pieces[number] for number in order)
 
 
-def _kept(made: RestorePlan, template: CheckpointReader) -> list[Content]:
+def _kept(made: RestorePlan, template: CheckpointReader, path: str) -> list[Content]:
     """Return what the plan does not set: it keeps the template's value."""
-    planned_targets = {item.target for item in made.items}
+    passed_over = {item.target for item in made.items}
+    if kind_of(path) != "bundle":  # other formats have no object graphs
+        roles = template.roles()
+        passed_over |= {name for name in roles if roles[name].kind is RoleKind.CONTAINER}
     return [
         Content(
             name=template.key_of(name),
@@ -262,7 +278,7 @@ def _kept(made: RestorePlan, template: CheckpointReader) -> list[Content]:
             slices=spec.slices,
         )
         for name, spec in template.variables().items()
-        if name not in planned_targets
+        if name not in passed_over
     ]
 
 
@@ -282,7 +298,7 @@ def _write(
         PreservationError: what was written is not what was to be; nothing is put in place then.
     """
     contents = _contents(made, reader, template, keep_slices=keep_slices)
-    kept = _kept(made, template) if template and not writer.fills_template else []
+    kept = _kept(made, template, writer.path) if template and not writer.fills_template else []
     given: dict[str, str] = {}
     if digests:
         contents = {

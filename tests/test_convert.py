@@ -979,3 +979,33 @@ def test_a_name_that_is_surely_a_slip_is_told(tmp_path, source, name, told):
 def test_a_size_limit_that_is_no_size_is_told(tmp_path, source, size):
     with pytest.raises(cr.UsageError, match="max_shard_size"):
         cr.convert(source, tmp_path / "m", max_shard_size=size)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "two objects", "root", "weights", "SavedModel"])
+def test_the_report_says_what_restores_an_object_based_output(tmp_path, source, form):
+    model = dense_model(tf_keras)
+    template = str(tmp_path / "fresh")
+    if form == "checkpoint":
+        template = tf.train.Checkpoint(model=model).save(template)
+    elif form == "two objects":
+        template = tf.train.Checkpoint(net=model, step=tf.Variable(1)).write(template)
+    elif form == "root":
+        template = tf.train.Checkpoint(model).write(template)
+    elif form == "weights":
+        model.save_weights(template)
+    else:
+        tf.saved_model.save(model, template)
+    report = cr.convert(source, tmp_path / "out", RULES, into=template)
+    call = report.notes[-1].partition(".restore(")[0]
+    model = dense_model(tf_keras, start=None)
+    names = {"tf": tf, "model": model, "net": model, "step": tf.Variable(0)}
+    eval(call, names).restore(str(tmp_path / "out")).expect_partial()
+    assert np.asarray(model.get_layer("fc").kernel).tolist() == TENSORS["enc/w"].tolist()
+
+
+def test_an_object_based_template_s_graph_is_left_out_of_other_formats(tmp_path, source):
+    template = tf.train.Checkpoint(model=dense_model(keras)).write(str(tmp_path / "fresh"))
+    cr.convert(source, tmp_path / "m.npz", RULES, into=template)
+    found = contents(tmp_path / "m.npz")
+    assert len(found) == 8
+    assert sum(np.array_equal(value, TENSORS["enc/w"]) for value in found.values()) == 1
