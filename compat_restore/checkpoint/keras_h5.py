@@ -92,7 +92,6 @@ class KerasH5Reader(CheckpointReader):
         self.notes = tuple(notes)
         self._closed = False
         self._archive: KerasArchive | None = None
-        self._checked = False
         self._source: ByteSource = open_source(path)
         try:
             self._open()
@@ -182,12 +181,6 @@ class KerasH5Reader(CheckpointReader):
         """
         self._check_archive()
         super().verify(name for name in names if not self.stored(name))
-
-    def _check_archive(self) -> None:
-        """Check the archive's checksum, which is one of all weights, before the first is given."""
-        if self._archive is not None and not self._checked:
-            self._archive.check()
-            self._checked = True
 
     def files(self) -> tuple[str, ...]:
         """Return the path of the file."""
@@ -333,6 +326,11 @@ class KerasH5Reader(CheckpointReader):
         dataset = self._dataset(key)
         self._check_archive()
         return self._hdf5.values(dataset.path)
+
+    def _check_archive(self) -> None:
+        """Check the weights as a whole, once, before any of them is given out."""
+        if self._archive is not None:
+            self._archive.check()
 
     def _slot(self, name: str, weights: set[str], flat: Mapping[str, str]) -> Role:
         """Return the role of an optimizer's variable, with its owner where the name tells it.
