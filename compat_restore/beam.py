@@ -25,7 +25,7 @@ from compat_restore.checkpoint import discovery
 from compat_restore.checkpoint.files import is_url
 from compat_restore.errors import InputError, MissingDependencyError, OutputError, UsageError
 from compat_restore.fleet import output_name
-from compat_restore.jobs import Job, Outcome, Settings, failed
+from compat_restore.jobs import Job, Outcome, Settings, check_output, failed
 from compat_restore.repetition import carry_out_again
 from compat_restore.restore_plan import RestorePlan
 from compat_restore.rules import as_rules
@@ -162,7 +162,10 @@ class ConvertCheckpoints(beam.PTransform):  # type: ignore[misc]  # Beam is not 
                 )
                 for path in sources
             ]
-        output = f"{self._destination.rstrip('/')}/{name}"
+        try:
+            output = check_output(name, self._destination)
+        except OutputError as error:
+            return [_result(Job(path, ""), error) for path in sources]
         jobs = [Job(path, output, self._overwrite) for path in sources]
         if len(jobs) == 1:
             return [_result(jobs[0], carry_out_again(jobs[0], self._settings))]
@@ -180,7 +183,7 @@ class ConvertCheckpoints(beam.PTransform):  # type: ignore[misc]  # Beam is not 
 
 
 def _result(job: Job, became: Outcome | Exception) -> dict[str, object]:
-    outcome = failed(job, became) if isinstance(became, Exception) else became
+    outcome = failed(became) if isinstance(became, Exception) else became
     return {
         "source": job.source,
         "output": job.destination,

@@ -26,11 +26,12 @@ from compat_restore.jobs import (
     Job,
     Outcome,
     Settings,
-    Stamp,
     Status,
     carry_out,
+    check_output,
     digest_of,
     failed,
+    outputs_of,
     stamped,
 )
 from compat_restore.manifest import MANIFEST, Manifest, Record, read_manifest
@@ -268,9 +269,11 @@ def convert_all(
     unless `Rules(allow_unmatched=True)` says otherwise.
 
     A manifest in `destination_dir` is kept up to date all the time. A later run leaves out what was
-    converted by the same rules and options, if neither source nor output changed since; it does
-    again what changed, failed, was interrupted, or is gone. What was converted by other rules or
-    options is told, and done again with `overwrite` alone.
+    converted by the same rules and options, if the names, sizes and times of change of neither its
+    source's files nor its output's are others since; it does again what changed, failed, was
+    interrupted, or is gone. An output that a run converted and that was changed or replaced since
+    is converted anew over it. What was converted by other rules or options is told, and done again
+    with `overwrite` alone, and so is what stood at an output before any run wrote it.
 
     Args:
         source_dir: a local directory. Hidden files, and what lies outside of it, are not read.
@@ -426,7 +429,7 @@ class _Fleet:
 
     def _begin(self, job: Job) -> None:
         if self.manifest:
-            self.manifest.begin(*self.names[job], self.digest)
+            self.manifest.begin(*self.names[job], self.digest, outputs_of(job.destination))
 
     def _decided(self, one: Discovered, output: str, rivals: list[str]) -> Job | Outcome:
         """Return what is to be done, or the outcome if nothing is."""
@@ -439,7 +442,7 @@ class _Fleet:
                     + ", ".join(f"'{name}'" for name in rivals)
                     + ": rename one of them, or convert it by itself"
                 )
-            self._check_inside(path)
+            check_output(output, self.destination)
             there = check_destination(path, overwrite=True)
             record = self.records.get((one.name, output))
             if record and record.outcome and record.outcome.status is Status.CONVERTED and there:
@@ -451,42 +454,36 @@ class _Fleet:
                         f"'{path}' was converted by other rules or options; convert it anew with "
                         "overwrite=True (--overwrite), or choose another directory"
                     )
-            ours = record is not None and (record.outcome is None or bool(record.outcome.outputs))
-            overwrite = self.overwrite or (ours and bool(there))
+            ours = bool(record and there) and self._is_ours(record, path, there)
+            overwrite = self.overwrite or ours
             check_destination(path, overwrite=overwrite)
         except CompatRestoreError as error:
-            return failed(job, error)
+            return failed(error)
         return Job(one.path, path, overwrite)
 
-    def _check_inside(self, path: str) -> None:
-        """Refuse a place that a link leads out of the destination to.
-
-        Raises:
-            OutputError: it does.
-        """
-        root = os.path.realpath(self.destination)
-        real = os.path.realpath(os.path.dirname(path))
-        if os.path.commonpath((real, root)) != root:
-            raise OutputError(
-                f"'{path}' would be written to '{real}', to where a link leads out of "
-                f"'{self.destination}'; remove the link"
-            )
+    def _is_ours(self, record: Record, path: str, there: Sequence[str]) -> bool:
+        """Whether runs made all that stands at an output, be it whole or not."""
+        if record.outcome and record.outcome.status is Status.CONVERTED:
+            return True
+        try:
+            stamps = {*stamped(there, os.path.dirname(path) or ".")}
+        except OSError:
+            return False
+        others = stamps.difference(record.ours)
+        if record.interrupted and record.before is not None:
+            return others.isdisjoint(record.before)
+        return not others
 
     def _is_as_it_was(self, outcome: Outcome, path: str, there: Sequence[str]) -> bool:
         """Whether the sources and the output of a conversion are those that were noted."""
         root = self.settings.root or ""
         try:
             inputs = stamped([os.path.join(root, i.path) for i in outcome.inputs], root)
-            outputs = stamped(there, os.path.dirname(path))
+            outputs = stamped(there, os.path.dirname(path) or ".")
         except OSError:
             return False
-        return (
-            bool(inputs) and inputs == outcome.inputs and _sizes(outputs) == _sizes(outcome.outputs)
-        )
-
-
-def _sizes(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
-    return sorted((stamp.path, stamp.size) for stamp in stamps)
+        same = {*outputs} == {*outcome.outputs}
+        return bool(inputs) and inputs == outcome.inputs and same
 
 
 def _unchanged(outcome: Outcome) -> Outcome:

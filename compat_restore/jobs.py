@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from compat_restore.checkpoint import open_checkpoint
 from compat_restore.checkpoint.destination import check_destination
+from compat_restore.checkpoint.files import is_url
 from compat_restore.conversion import convert
-from compat_restore.errors import CompatRestoreError, UsageError
+from compat_restore.errors import CompatRestoreError, OutputError, UsageError
 from compat_restore.rules import Rules
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Stamp",
     "Status",
     "carry_out",
+    "check_output",
     "digest_of",
     "failed",
     "outputs_of",
@@ -165,7 +167,8 @@ class Outcome:
 
     Attributes:
         inputs: the files that were read, as they were before; empty if that is not known.
-        outputs: the files that stand at the destination.
+        outputs: the files that were written, or found done; none of a job that failed, since what
+            stands at its destination may be somebody else's.
         counts: None for a job that failed.
         notes: what should be said about how it was done.
         digests: of each tensor that was written, if they were asked for.
@@ -209,7 +212,7 @@ def carry_out(job: Job, settings: Settings) -> Outcome:
                 allow_empty=settings.allow_empty,
             )
     except Exception as error:  # noqa: BLE001  # of one checkpoint among many: told, not raised
-        return failed(job, error, inputs)
+        return failed(error, inputs)
     return Outcome(
         status=Status.PLANNED if settings.dry_run else Status.CONVERTED,
         inputs=inputs,
@@ -220,13 +223,12 @@ def carry_out(job: Job, settings: Settings) -> Outcome:
     )
 
 
-def failed(job: Job, error: Exception, inputs: tuple[Stamp, ...] = ()) -> Outcome:
+def failed(error: Exception, inputs: tuple[Stamp, ...] = ()) -> Outcome:
     """Return the outcome of a job that ended in an error."""
     kind = type(error).__name__
     return Outcome(
         status=Status.FAILED,
         inputs=inputs,
-        outputs=outputs_of(job.destination),
         error=str(error) if isinstance(error, CompatRestoreError) else f"{kind}: {error}",
         kind=kind,
     )
@@ -239,6 +241,34 @@ def outputs_of(destination: str) -> tuple[Stamp, ...]:
         return stamped(files, os.path.dirname(destination) or ".")
     except (CompatRestoreError, OSError):
         return ()
+
+
+def check_output(name: str, destination_dir: str) -> str:
+    """Return the path of an output, which lies inside the directory of all outputs.
+
+    Args:
+        name: from that directory, with slashes.
+        destination_dir: a directory or URL.
+
+    Raises:
+        OutputError: the name, or a link on its way, leads out of the directory.
+    """
+    path = f"{destination_dir.rstrip('/')}/{name}"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise OutputError(
+            f"'{name}' is no name of an output: names without empty parts, '.' and '..' are "
+            f"expected, which do not lead out of '{destination_dir}'; name the source plainly"
+        )
+    if is_url(destination_dir):
+        return path
+    root = os.path.realpath(destination_dir)
+    real = os.path.realpath(os.path.dirname(path))
+    if os.path.commonpath((real, root)) != root:
+        raise OutputError(
+            f"'{path}' would be written to '{real}', to where a link leads out of "
+            f"'{destination_dir}'; remove the link"
+        )
+    return path
 
 
 def stamped(files: Iterable[str], folder: str) -> tuple[Stamp, ...]:

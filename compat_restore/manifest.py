@@ -5,12 +5,14 @@ one ends:
 
     {"manifest": "compat_restore", "version": 1}
     {"event": "run", "settings": "9f...", "options": {"rules": {"drop_slots": true}, ...}}
-    {"event": "begin", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f..."}
+    {"event": "begin", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f...",
+     "before": []}
     {"event": "end", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f...",
      "status": "converted", "inputs": [["a/m.ckpt.index", 215, 1700000000000000000], ...], ...}
 
-Paths are given from the two directories, which may move. A line that was cut short by a power cut
-or a full disk is the last one, and counts for nothing.
+Digests that are too many for one line stand in "digests" lines before that of the end. Paths are
+given from the two directories, which may move. A line that was cut short by a power cut or a full
+disk is the last one, and counts for nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ MANIFEST = "compat_restore.manifest.jsonl"
 _HEADER = {"manifest": "compat_restore", "version": 1}
 _PATIENCE = 10.0  # seconds for processes of a run that was killed to end
 _LONGEST_LINE = 64 << 20
+_LONGEST_PART = 1 << 20  # characters of digests in one line
+_LONGEST_TEXT = 1 << 16  # characters
+_MOST_NOTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,22 @@ class Record:
     Attributes:
         settings: the digest of those it was done with.
         outcome: None if it began and did not end.
+        before: what stood at its output when it began; None if that is not known.
+        ours: what the last that succeeded had written.
     """
 
     settings: str
     outcome: Outcome | None
+    before: tuple[Stamp, ...] | None = None
+    ours: tuple[Stamp, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it may have left a part of an output."""
+        return self.outcome is None or self.outcome.kind == "Killed"
+
+
+_Records = dict[tuple[str, str], Record]
 
 
 class Manifest(ClosedAtEnd):
@@ -94,17 +111,28 @@ class Manifest(ClosedAtEnd):
         Raises:
             OutputError: the disk does not take it.
         """
-        self._write({"event": "run", "settings": settings, "options": options})
+        line = {"event": "run", "settings": settings, "options": options}
+        if len(json.dumps(line)) >= _LONGEST_LINE:  # a plan of very many tensors
+            line["options"] = {"omitted": "they are too long"}
+        self._write(line)
 
-    def begin(self, source: str, output: str, settings: str) -> None:
-        """Note that a conversion begins: what then stands at its output was made by it.
+    def begin(self, source: str, output: str, settings: str, before: tuple[Stamp, ...]) -> None:
+        """Note that a conversion begins; it is on the disk when this returns.
+
+        What stands at its output later, and did not before, was made by it.
+
+        Args:
+            source: the name of the source.
+            output: the name of the output.
+            settings: the digest of them.
+            before: the files that stand at the output now.
 
         Raises:
             OutputError: the disk does not take it.
         """
-        # Not synced: a process that is killed loses nothing of it.
-        self._write({"event": "begin", "source": source, "output": output, "settings": settings})
-        self.records[source, output] = Record(settings, None)
+        line: dict[str, object] = {"event": "begin", "source": source, "output": output}
+        self._add(line | {"settings": settings, "before": _plain(before)})
+        _begun(self.records, (source, output), settings, before)
 
     def end(self, source: str, output: str, settings: str, outcome: Outcome) -> None:
         """Note what came of a conversion; it is on the disk when this returns.
@@ -115,20 +143,22 @@ class Manifest(ClosedAtEnd):
         line: dict[str, object] = {"event": "end", "source": source, "output": output}
         line |= {"settings": settings, "status": outcome.status.value}
         line |= {
-            key: [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]
+            key: _plain(stamps)
             for key, stamps in (("inputs", outcome.inputs), ("outputs", outcome.outputs))
         }
         if outcome.counts:
             line["counts"] = asdict(outcome.counts)
         if outcome.error is not None:
-            line |= {"error": outcome.error, "kind": outcome.kind}
-        line |= {
-            key: value
-            for key, value in (("notes", list(outcome.notes)), ("digests", dict(outcome.digests)))
-            if value
-        }
+            line |= {"error": _cut(outcome.error), "kind": outcome.kind}
+        if outcome.notes:
+            line["notes"] = [_cut(note) for note in outcome.notes[:_MOST_NOTES]]
+        *parts, last = _in_parts(outcome.digests)
+        for part in parts:
+            self._write({"event": "digests", "source": source, "output": output, "digests": part})
+        if last:
+            line["digests"] = last
         self._add(line)
-        self.records[source, output] = Record(settings, outcome)
+        _ended(self.records, (source, output), settings, outcome)
 
     def close(self) -> None:
         """Let other runs have it."""
@@ -189,7 +219,8 @@ def read_manifest(path: str) -> dict[tuple[str, str], Record]:
 
 def _read(path: str) -> tuple[dict[tuple[str, str], Record], int]:
     """Return the records, and how many bytes the whole lines are."""
-    records: dict[tuple[str, str], Record] = {}
+    records: _Records = {}
+    digests: dict[tuple[str, str], dict[str, str]] = {}
     whole = 0
     try:
         with open(path, "rb") as file:
@@ -199,7 +230,7 @@ def _read(path: str) -> tuple[dict[tuple[str, str], Record], int]:
                         raise _damaged(path, whole)
                     break
                 try:
-                    _take(json.loads(line), records, first=not whole)
+                    _take(json.loads(line), records, digests, first=not whole)
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise _damaged(path, whole) from error
                 whole += len(line)
@@ -215,7 +246,13 @@ def _damaged(path: str, offset: int) -> DamagedCheckpointError:
     )
 
 
-def _take(line: object, records: dict[tuple[str, str], Record], *, first: bool) -> None:
+def _take(
+    line: object,
+    records: _Records,
+    digests: dict[tuple[str, str], dict[str, str]],
+    *,
+    first: bool,
+) -> None:
     """Take one line into the records.
 
     Raises:
@@ -233,8 +270,19 @@ def _take(line: object, records: dict[tuple[str, str], Record], *, first: bool) 
             "source": str(source),
             "output": str(output),
             "settings": str(settings),
+            **rest,
         }:
-            records[source, output] = Record(settings, None)
+            digests.pop((source, output), None)
+            before = rest.get("before")
+            stamps = None if before is None else _stamps(before)
+            _begun(records, (source, output), settings, stamps)
+        case {
+            "event": "digests",
+            "source": str(source),
+            "output": str(output),
+            "digests": dict(part),
+        }:
+            digests.setdefault((source, output), {}).update(_digests(part))
         case {
             "event": "end",
             "source": str(source),
@@ -251,13 +299,53 @@ def _take(line: object, records: dict[tuple[str, str], Record], *, first: bool) 
                 outputs=tuple(map(_stamp, outputs)),
                 counts=_counts(rest.get("counts")),
                 notes=_texts(rest.get("notes", [])),
-                digests=_digests(rest.get("digests", {})),
+                digests=digests.pop((source, output), {}) | _digests(rest.get("digests", {})),
                 error=_text_or_none(rest.get("error")),
                 kind=_text_or_none(rest.get("kind")),
             )
-            records[source, output] = Record(settings, outcome)
+            _ended(records, (source, output), settings, outcome)
         case _:
             raise ValueError(line)
+
+
+def _begun(
+    records: _Records, names: tuple[str, str], settings: str, before: tuple[Stamp, ...] | None
+) -> None:
+    last = records.get(names)
+    records[names] = Record(settings, None, before, last.ours if last else ())
+
+
+def _ended(records: _Records, names: tuple[str, str], settings: str, outcome: Outcome) -> None:
+    last = records.get(names) or Record(settings, None)
+    ours = outcome.outputs if outcome.status is Status.CONVERTED else last.ours
+    records[names] = Record(settings, outcome, last.before, ours)
+
+
+def _plain(stamps: tuple[Stamp, ...]) -> list[list[str | int]]:
+    return [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " [...]"
+
+
+def _in_parts(digests: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the digests in parts, none of which is too long for a line; one part at least."""
+    parts: list[dict[str, str]] = [{}]
+    length = 0
+    for name, digest in digests.items():
+        length += len(name) + len(digest)
+        if length > _LONGEST_PART and parts[-1]:
+            parts.append({})
+            length = len(name) + len(digest)
+        parts[-1][name] = digest
+    return parts
+
+
+def _stamps(value: object) -> tuple[Stamp, ...]:
+    if isinstance(value, list):
+        return tuple(map(_stamp, value))
+    raise ValueError(value)
 
 
 def _stamp(value: object) -> Stamp:

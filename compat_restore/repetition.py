@@ -86,9 +86,8 @@ def carry_out_again(job: Job, settings: Settings) -> Outcome:
             if not faster:  # if somebody else was, what they wrote is looked at
                 return outcome
     except Exception as error:  # noqa: BLE001  # of one checkpoint among many: told, not raised
-        return failed(job, error)
+        return failed(error)
     return failed(
-        job,
         OutputError(
             f"'{job.destination}' is being written and removed by somebody else, again and again"
         ),

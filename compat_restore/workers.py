@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from compat_restore.jobs import Job, Outcome, Settings, Status, carry_out, outputs_of
+from compat_restore.jobs import Job, Outcome, Settings, Status, carry_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -68,7 +68,6 @@ class _Worker:
         except (EOFError, OSError):
             return Outcome(
                 status=Status.FAILED,
-                outputs=outputs_of(self.job.destination),
                 error=f"'{self.job.source}': {self._death()}",
                 kind="Killed",
             )

@@ -443,6 +443,54 @@ def test_a_file_of_somebody_else_where_ours_failed_is_not_replaced(runs, out):
     assert "exists already" in error_of(convert_all(runs, out, jobs=1), "run1/model.ckpt")
 
 
+def test_what_a_run_was_to_replace_and_did_not_stays_somebody_elses(runs, out):
+    write(out / "run1" / "model.ckpt", {"mine": numbers(1)})
+    before = tree(out)
+    bad = cr.Rules(include="none")
+    assert not convert_all(runs, out, bad, jobs=1, overwrite=True).complete
+    assert "exists already" in error_of(convert_all(runs, out, jobs=1), "run1/model.ckpt")
+    assert before.items() <= tree(out).items()
+
+
+def test_what_stood_there_when_a_run_that_was_killed_began_stays_somebody_elses(runs, out):
+    write(out / "run1" / "model.ckpt", {"mine": numbers(1)})
+    before = tree(out)
+    name = "run1/model.ckpt"
+    with module.Manifest(str(out / MANIFEST)) as manifest:
+        manifest.begin(name, name, "s", module.outputs_of(str(out / name)))
+    assert "exists already" in error_of(convert_all(runs, out, jobs=1), name)
+    assert before.items() <= tree(out).items()
+
+
+def test_what_a_run_that_was_killed_left_is_replaced(runs, out):
+    name = "run1/model.ckpt"
+    (out / "run1").mkdir(parents=True)
+    with module.Manifest(str(out / MANIFEST)) as manifest:
+        manifest.begin(name, name, "s", ())
+    (out / "run1" / "model.ckpt.data-00000-of-00001").write_bytes(b"part")
+    assert convert_all(runs, out, jobs=1).complete
+
+
+def test_an_output_of_ours_is_done_again_though_a_run_failed_since(runs, out):
+    convert_all(runs, out, jobs=1)
+    data = runs / "run1" / "model.ckpt.data-00000-of-00001"
+    kept = data.read_bytes()
+    data.write_bytes(kept[:-1])
+    assert not convert_all(runs, out, jobs=1).complete
+    data.write_bytes(kept)
+    assert convert_all(runs, out, jobs=1).complete
+
+
+def test_an_output_that_changed_and_kept_its_size_is_converted_anew(runs, out):
+    convert_all(runs, out, jobs=1)
+    wanted = tree(out)
+    damage(str(out / "run1" / "model.ckpt"), "enc/w")
+    report = convert_all(runs, out, jobs=1)
+    assert [one.source for one in report.of(Status.CONVERTED)] == ["run1/model.ckpt"]
+    assert cr.diff(runs / "run1" / "model.ckpt", out / "run1" / "model.ckpt").equal
+    assert len(wanted) == len(tree(out))
+
+
 def test_an_error_while_the_manifest_is_written_stops_the_run(runs, out, monkeypatch):
     def full(*_args, **_kwargs):
         raise cr.OutputError("disk full")

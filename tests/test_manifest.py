@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,8 @@ CONVERTED = Outcome(
 )
 FAILED = Outcome(status=Status.FAILED, error="no\nplan \N{SNOWMAN} \udcff", kind="PlanError")
 
+BEFORE = (Stamp("z.index", 3, 4),)
+
 
 @pytest.fixture
 def path(tmp_path) -> str:
@@ -31,19 +34,19 @@ def path(tmp_path) -> str:
 def written(path) -> dict[tuple[str, str], Record]:
     with Manifest(path) as manifest:
         manifest.run("s1", {"strict": True})
-        manifest.begin("a", "x", "s1")
+        manifest.begin("a", "x", "s1", ())
         manifest.end("a", "x", "s1", CONVERTED)
         manifest.end("b", "y", "s1", FAILED)
-        manifest.begin("c", "z", "s2")
+        manifest.begin("c", "z", "s2", BEFORE)
         return dict(manifest.records)
 
 
 def test_what_was_noted_is_read_back(path):
     records = written(path)
     assert records == {
-        ("a", "x"): Record("s1", CONVERTED),
+        ("a", "x"): Record("s1", CONVERTED, (), CONVERTED.outputs),
         ("b", "y"): Record("s1", FAILED),
-        ("c", "z"): Record("s2", None),
+        ("c", "z"): Record("s2", None, BEFORE),
     }
     assert read_manifest(path) == records
     with Manifest(path) as again:
@@ -68,7 +71,7 @@ def test_a_manifest_cut_at_any_byte_tells_what_its_whole_lines_tell(path):
         whole = data[:length].count(b"\n")
         assert len(read_manifest(path)) == (0, 0, 0, 1, 1, 2, 3)[whole]
         with Manifest(path) as manifest:
-            manifest.begin("later", "l", "s")
+            manifest.begin("later", "l", "s", ())
         assert ("later", "l") in read_manifest(path)
 
 
@@ -138,6 +141,29 @@ def test_a_line_without_end_is_not_taken_into_memory(path, monkeypatch):
         read_manifest(path)
 
 
+def test_digests_of_very_many_tensors_stand_in_several_lines(path, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_LINE", 2000)
+    monkeypatch.setattr(module, "_LONGEST_PART", 500)
+    outcome = replace(CONVERTED, digests={f"w{n}": "00ff" * 16 for n in range(200)})
+    with Manifest(path) as manifest:
+        manifest.run("s", {"rules": "x" * 5000})
+        manifest.begin("a", "x", "s", ())
+        manifest.end("a", "x", "s", outcome)
+        records = dict(manifest.records)
+    assert read_manifest(path) == records
+    assert records["a", "x"].outcome.digests == outcome.digests
+    with open(path, "rb") as file:
+        assert max(map(len, file)) < 2000
+
+
+def test_what_a_later_failure_does_not_tell_is_what_was_converted_before(path):
+    with Manifest(path) as manifest:
+        manifest.end("a", "x", "s", CONVERTED)
+        manifest.begin("a", "x", "s", BEFORE)
+        manifest.end("a", "x", "s", FAILED)
+    assert read_manifest(path)["a", "x"] == Record("s", FAILED, BEFORE, CONVERTED.outputs)
+
+
 def test_two_runs_cannot_have_it_at_once(path, monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 0.1)
     with Manifest(path), pytest.raises(OutputError, match="another run"):
@@ -147,7 +173,7 @@ def test_two_runs_cannot_have_it_at_once(path, monkeypatch):
 
 def test_a_line_that_the_disk_does_not_take_leaves_the_lines_before(path, monkeypatch):
     manifest = Manifest(path)
-    manifest.begin("a", "x", "s")
+    manifest.begin("a", "x", "s", ())
     write = os.write
 
     def full(descriptor, data):
@@ -159,7 +185,7 @@ def test_a_line_that_the_disk_does_not_take_leaves_the_lines_before(path, monkey
         patch.setattr(os, "write", full)
         with pytest.raises(OutputError, match="No space left"):
             manifest.end("a", "x", "s", FAILED)
-    assert read_manifest(path) == {("a", "x"): Record("s", None)}
+    assert read_manifest(path) == {("a", "x"): Record("s", None, ())}
 
 
 def test_a_manifest_that_may_not_be_written_is_told(tmp_path):

@@ -13,7 +13,7 @@ from formats import snapshot
 
 import compat_restore as cr
 from compat_restore import repetition as module
-from compat_restore.jobs import Job, Settings, Status
+from compat_restore.jobs import Job, Settings, Status, check_output
 from compat_restore.repetition import carry_out_again
 
 TENSORS = {"enc/w": numbers(3, 2), "enc/b": numbers(2, start=10), "global_step": np.int64(7)}
@@ -96,6 +96,18 @@ def test_a_file_of_that_name_is_not_replaced_though_it_is_no_checkpoint(job, tmp
     Path(f"{job.destination}.index").write_text("notes")
     assert carry_out_again(job, Settings()).status is Status.FAILED
     assert snapshot(tmp_path / "out") == {"m.index": b"notes"}
+
+
+def test_no_name_of_an_output_leads_out_of_its_directory(tmp_path):
+    for name in ("../esc", "a/../../esc", "a//b", "", "./a", "/abs"):
+        for folder in (str(tmp_path), "memory://out"):
+            with pytest.raises(cr.OutputError, match="no name of an output"):
+                check_output(name, folder)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    with pytest.raises(cr.OutputError, match="a link leads out"):
+        check_output("link/m", str(tmp_path / "out"))
+    assert check_output("a/m", "memory://out/") == "memory://out/a/m"
 
 
 def _together(job: Job, settings: Settings, barrier, results) -> None:
