@@ -434,7 +434,6 @@ class _Fleet:
     def _decided(self, one: Discovered, output: str, rivals: list[str]) -> Job | Outcome:
         """Return what is to be done, or the outcome if nothing is."""
         path = os.path.join(self.destination, *output.split("/"))
-        job = Job(one.path, path)
         try:
             if rivals:
                 raise OutputError(
@@ -454,7 +453,7 @@ class _Fleet:
                         f"'{path}' was converted by other rules or options; convert it anew with "
                         "overwrite=True (--overwrite), or choose another directory"
                     )
-            ours = bool(record and there) and self._is_ours(record, path, there)
+            ours = record is not None and bool(there) and self._is_ours(record, path, there)
             overwrite = self.overwrite or ours
             check_destination(path, overwrite=overwrite)
         except CompatRestoreError as error:

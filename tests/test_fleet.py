@@ -483,12 +483,10 @@ def test_an_output_of_ours_is_done_again_though_a_run_failed_since(runs, out):
 
 def test_an_output_that_changed_and_kept_its_size_is_converted_anew(runs, out):
     convert_all(runs, out, jobs=1)
-    wanted = tree(out)
     damage(str(out / "run1" / "model.ckpt"), "enc/w")
     report = convert_all(runs, out, jobs=1)
     assert [one.source for one in report.of(Status.CONVERTED)] == ["run1/model.ckpt"]
     assert cr.diff(runs / "run1" / "model.ckpt", out / "run1" / "model.ckpt").equal
-    assert len(wanted) == len(tree(out))
 
 
 def test_an_error_while_the_manifest_is_written_stops_the_run(runs, out, monkeypatch):
