@@ -21,7 +21,7 @@ from compat_restore.tensors import DType, digest, opaque_digest
 from compat_restore.transforms import transformed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from os import PathLike
 
     from compat_restore.checkpoint import CheckpointReader, StoredTensor
@@ -111,10 +111,12 @@ def convert(
             template = stack.enter_context(open_checkpoint(into))
         targets = None if template is None else template_specs(template)
         made = planned(reader, targets, rules, Demands(strict, skip_mismatched, allow_empty))
+        there = check_destination(path, overwrite=True)
         for opened_reader in (reader, template):
             if opened_reader is not None:
-                _check_apart(opened_reader, path)
-        check_destination(path, overwrite=overwrite)
+                _check_apart(opened_reader, (path, *there))
+        if there and not overwrite:  # to look again takes long in a directory of thousands of files
+            check_destination(path, overwrite=False)
         found: Mapping[str, str] = {}
         if not dry_run:
             writer = stack.enter_context(
@@ -198,14 +200,18 @@ def template_specs(template: CheckpointReader) -> dict[str, TensorSpec]:
     return specs
 
 
-def _check_apart(reader: CheckpointReader, destination: str) -> None:
+def _check_apart(reader: CheckpointReader, written: Iterable[str]) -> None:
     """Refuse to write over what is being read.
+
+    Args:
+        reader: of what is read.
+        written: the paths of what is written or replaced.
 
     Raises:
         UsageError: one of them is read from, be it by another path or through a link.
     """
     inputs = {found for path in reader.files() if (found := identity(path))}
-    for path in (destination, *check_destination(destination, overwrite=True)):
+    for path in written:
         if identity(path) in inputs:
             raise UsageError(
                 f"'{path}' is read from: an input is never written to; choose another name"

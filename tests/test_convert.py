@@ -423,6 +423,23 @@ def test_a_source_that_is_named_by_one_of_its_files_is_never_the_destination(
     assert {path.name: path.read_bytes() for path in Path(source).parent.iterdir()} == before
 
 
+def test_the_directory_of_the_destination_is_listed_a_few_times_and_no_more(tmp_path, monkeypatch):
+    from compat_restore.checkpoint import bundle_writer
+
+    listed = []
+    real = bundle_writer.listing
+    monkeypatch.setattr(
+        bundle_writer, "listing", lambda folder: (listed.append(folder), real(folder))[1]
+    )
+    prefix = write(tmp_path / "a", {"w": np.zeros(3, np.float32)})
+    listed.clear()
+    cr.convert(prefix, tmp_path / "out" / "b")
+    cr.convert(prefix, tmp_path / "out" / "b", overwrite=True)
+    assert len(listed) <= 6, (
+        "for each, what is there, what is there when writing begins, and when it ends"
+    )
+
+
 def test_the_template_is_never_the_destination(tmp_path, source):
     template = write(tmp_path / "fresh", {"enc/w": np.zeros((3, 2), np.float32)})
     with pytest.raises(ValueError, match="read from"):
