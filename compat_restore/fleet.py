@@ -373,6 +373,7 @@ class _Fleet:
     overwrite: bool
     manifest: Manifest | None
     names: dict[Job, tuple[str, str]] = field(default_factory=dict)
+    ours: set[Job] = field(default_factory=set)  # whose outputs earlier runs made
 
     def converted(
         self,
@@ -429,7 +430,9 @@ class _Fleet:
 
     def _begin(self, job: Job) -> None:
         if self.manifest:
-            self.manifest.begin(*self.names[job], self.digest, outputs_of(job.destination))
+            # What earlier runs made stays ours, also if this one is interrupted.
+            before = () if job in self.ours else outputs_of(job.destination)
+            self.manifest.begin(*self.names[job], self.digest, before)
 
     def _decided(self, one: Discovered, output: str, rivals: list[str]) -> Job | Outcome:
         """Return what is to be done, or the outcome if nothing is."""
@@ -458,17 +461,20 @@ class _Fleet:
             check_destination(path, overwrite=overwrite)
         except CompatRestoreError as error:
             return failed(error)
-        return Job(one.path, path, overwrite)
+        job = Job(one.path, path, overwrite)
+        if ours:
+            self.ours.add(job)
+        return job
 
     def _is_ours(self, record: Record, path: str, there: Sequence[str]) -> bool:
         """Whether runs made all that stands at an output, be it whole or not."""
-        if record.outcome and record.outcome.status is Status.CONVERTED:
-            return True
         try:
             stamps = {*stamped(there, os.path.dirname(path) or ".")}
         except OSError:
             return False
         others = stamps.difference(record.ours)
+        if record.outcome and record.outcome.status is Status.CONVERTED:
+            others -= {*record.outcome.outputs}
         if record.interrupted and record.before is not None:
             return others.isdisjoint(record.before)
         return not others

@@ -28,11 +28,14 @@ def h5py():
 
 
 def opened(path):
-    source = LocalFile(str(path))
+    return opened_source(LocalFile(str(path)))
+
+
+def opened_source(source):
     start = hdf5_start(source)
     if start is None:
         raise CheckpointFormatError("no HDF5")
-    return Hdf5File(source, start, source.size - start, name=str(path), wanted=WANTED)
+    return Hdf5File(source, start, source.size - start, name=source.name, wanted=WANTED)
 
 
 def made(h5py, path, fill):
@@ -487,9 +490,10 @@ def test_changed_bytes_make_nothing_but_documented_errors(tmp_path, golden):
         path.write_bytes(data)
         begin = time.perf_counter()
         try:
-            file = opened(path)
-            for name in file.datasets:
-                file.values(name)
+            with LocalFile(str(path)) as source:
+                file = opened_source(source)
+                for name in file.datasets:
+                    file.values(name)
             outcomes.add("read")
         except (CheckpointFormatError, DamagedCheckpointError) as error:
             outcomes.add(type(error).__name__)
