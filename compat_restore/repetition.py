@@ -2,17 +2,16 @@
 
 Systems that spread work over machines do parts of it again: after a fault, or twice at once to have
 the faster one. So what stands at the destination is looked at: if it holds, byte for byte, what the
-conversion would write, that is the result. Nobody replaces what is whole unless told to, and those
-who do replace something take turns.
+conversion would write, that is the result. Nobody replaces what is whole unless told to. Those who
+do write the same, and the writers put it in place in turn (`alone_in`).
 """
 
 from __future__ import annotations
 
 import enum
-import os
 import re
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,6 @@ from compat_restore.names import RoleKind
 from compat_restore.planner import plan_restore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from compat_restore.checkpoint import CheckpointReader
     from compat_restore.report import RestoreReport
     from compat_restore.tensors import TensorSpec
@@ -76,10 +73,7 @@ def carry_out_again(job: Job, settings: Settings) -> Outcome:
                     time.sleep(_PAUSE)
                     continue  # whoever is at work gets the time to end
                 case _Standing.PART:
-                    with _turn(job.destination):
-                        if _standing(job.destination) is not _Standing.PART:
-                            continue  # they did
-                        outcome = carry_out(replace(job, overwrite=True), settings)
+                    outcome = carry_out(replace(job, overwrite=True), settings)
                 case _Standing.NOTHING:
                     outcome = carry_out(replace(job, overwrite=False), settings)
             faster = outcome.kind == OutputError.__name__ and outputs_of(job.destination)
@@ -118,8 +112,8 @@ def _held_against(job: Job, settings: Settings) -> Outcome:
             f"'{job.destination}' exists already, and holds something else than '{job.source}' "
             "would become; choose another directory, or replace it with overwrite=True"
         )
-    with _turn(job.destination):
-        return _done_before(job, settings) or carry_out(job, settings)
+    # Others may do so at this moment. They write the same, and the writers put it in place in turn.
+    return carry_out(job, settings)
 
 
 def _done_before(job: Job, settings: Settings) -> Outcome | None:
@@ -195,25 +189,3 @@ def _weights(reader: CheckpointReader) -> dict[str, TensorSpec]:
         for name, spec in reader.variables().items()
         if roles[name].kind is not RoleKind.CONTAINER
     }
-
-
-@contextmanager
-def _turn(destination: str) -> Iterator[None]:
-    """Wait for the turn to replace something in a directory.
-
-    Object stores have no locks; on them what replaces something does so in one request a file.
-    """
-    import fcntl
-
-    folder = os.path.dirname(destination) or "."
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield
-        return
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
