@@ -26,6 +26,7 @@ from compat_restore.jobs import (
     Job,
     Outcome,
     Settings,
+    Stamp,
     Status,
     carry_out,
     check_output,
@@ -270,10 +271,10 @@ def convert_all(
 
     A manifest in `destination_dir` is kept up to date all the time. A later run leaves out what was
     converted by the same rules and options, if the names, sizes and times of change of neither its
-    source's files nor its output's are others since; it does again what changed, failed, was
-    interrupted, or is gone. An output that a run converted and that was changed or replaced since
-    is converted anew over it. What was converted by other rules or options is told, and done again
-    with `overwrite` alone, and so is what stood at an output before any run wrote it.
+    source's files nor its output's are others since; it does again what failed, was interrupted,
+    is gone, or whose source changed. What was converted by other rules or options, and outputs that
+    somebody else made or changed since, are told, and replaced with `overwrite` alone. (A copy of
+    `destination_dir` counts as changed unless the times of its files were copied too: `cp -a`.)
 
     Args:
         source_dir: a local directory. Hidden files, and what lies outside of it, are not read.
@@ -284,7 +285,7 @@ def convert_all(
         into: as for `convert`: one template for all.
         jobs: how many to convert at once, in as many processes; None for as many as there are
             CPUs. One is done in this process.
-        overwrite: also replace what was there before the first run, or was converted otherwise.
+        overwrite: also replace what somebody else made or changed, or was converted otherwise.
         dry_run: plan and report, and write nothing.
         verify: as for `convert`.
         digests: as for `convert`; the manifest holds them too.
@@ -373,7 +374,7 @@ class _Fleet:
     overwrite: bool
     manifest: Manifest | None
     names: dict[Job, tuple[str, str]] = field(default_factory=dict)
-    ours: set[Job] = field(default_factory=set)  # whose outputs earlier runs made
+    ours: dict[Job, tuple[Stamp, ...]] = field(default_factory=dict)
 
     def converted(
         self,
@@ -430,9 +431,8 @@ class _Fleet:
 
     def _begin(self, job: Job) -> None:
         if self.manifest:
-            # What earlier runs made stays ours, also if this one is interrupted.
-            before = () if job in self.ours else outputs_of(job.destination)
-            self.manifest.begin(*self.names[job], self.digest, before)
+            before = outputs_of(job.destination)
+            self.manifest.begin(*self.names[job], self.digest, before, self.ours[job])
 
     def _decided(self, one: Discovered, output: str, rivals: list[str]) -> Job | Outcome:
         """Return what is to be done, or the outcome if nothing is."""
@@ -456,28 +456,14 @@ class _Fleet:
                         f"'{path}' was converted by other rules or options; convert it anew with "
                         "overwrite=True (--overwrite), or choose another directory"
                     )
-            ours = record is not None and bool(there) and self._is_ours(record, path, there)
-            overwrite = self.overwrite or ours
+            ours = _ours(record, path) if record else ()
+            overwrite = self.overwrite or bool(ours)
             check_destination(path, overwrite=overwrite)
         except CompatRestoreError as error:
             return failed(error)
         job = Job(one.path, path, overwrite)
-        if ours:
-            self.ours.add(job)
+        self.ours[job] = ours
         return job
-
-    def _is_ours(self, record: Record, path: str, there: Sequence[str]) -> bool:
-        """Whether runs made all that stands at an output, be it whole or not."""
-        try:
-            stamps = {*stamped(there, os.path.dirname(path) or ".")}
-        except OSError:
-            return False
-        others = stamps.difference(record.ours)
-        if record.outcome and record.outcome.status is Status.CONVERTED:
-            others -= {*record.outcome.outputs}
-        if record.interrupted and record.before is not None:
-            return others.isdisjoint(record.before)
-        return not others
 
     def _is_as_it_was(self, outcome: Outcome, path: str, there: Sequence[str]) -> bool:
         """Whether the sources and the output of a conversion are those that were noted."""
@@ -489,6 +475,15 @@ class _Fleet:
             return False
         same = {*outputs} == {*outcome.outputs}
         return bool(inputs) and inputs == outcome.inputs and same
+
+
+def _ours(record: Record, path: str) -> tuple[Stamp, ...]:
+    """Return what stands at an output if runs made all of it, be it whole or not; else nothing."""
+    stamps = outputs_of(path)
+    others = set(stamps).difference(record.ours)
+    if record.interrupted and record.before is not None:
+        others &= set(record.before)  # what appeared since was made by the one that did not end
+    return () if others else stamps
 
 
 def _unchanged(outcome: Outcome) -> Outcome:

@@ -6,7 +6,7 @@ one ends:
     {"manifest": "compat_restore", "version": 1}
     {"event": "run", "settings": "9f...", "options": {"rules": {"drop_slots": true}, ...}}
     {"event": "begin", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f...",
-     "before": []}
+     "before": [], "ours": []}
     {"event": "end", "source": "a/m.ckpt", "output": "a/m.ckpt", "settings": "9f...",
      "status": "converted", "inputs": [["a/m.ckpt.index", 215, 1700000000000000000], ...], ...}
 
@@ -51,7 +51,7 @@ class Record:
         settings: the digest of those it was done with.
         outcome: None if it began and did not end.
         before: what stood at its output when it began; None if that is not known.
-        ours: what the last that succeeded had written.
+        ours: what earlier runs had made of that, or the last that succeeded has written.
     """
 
     settings: str
@@ -116,7 +116,14 @@ class Manifest(ClosedAtEnd):
             line["options"] = {"omitted": "they are too long"}
         self._write(line)
 
-    def begin(self, source: str, output: str, settings: str, before: tuple[Stamp, ...]) -> None:
+    def begin(
+        self,
+        source: str,
+        output: str,
+        settings: str,
+        before: tuple[Stamp, ...],
+        ours: tuple[Stamp, ...] = (),
+    ) -> None:
         """Note that a conversion begins; it is on the disk when this returns.
 
         What stands at its output later, and did not before, was made by it.
@@ -126,13 +133,15 @@ class Manifest(ClosedAtEnd):
             output: the name of the output.
             settings: the digest of them.
             before: the files that stand at the output now.
+            ours: those of them that runs have made.
 
         Raises:
             OutputError: the disk does not take it.
         """
         line: dict[str, object] = {"event": "begin", "source": source, "output": output}
-        self._add(line | {"settings": settings, "before": _plain(before)})
-        _begun(self.records, (source, output), settings, before)
+        line |= {"settings": settings, "before": _plain(before), "ours": _plain(ours)}
+        self._add(line)
+        self.records[source, output] = Record(settings, None, before, ours)
 
     def end(self, source: str, output: str, settings: str, outcome: Outcome) -> None:
         """Note what came of a conversion; it is on the disk when this returns.
@@ -275,7 +284,8 @@ def _take(
             digests.pop((source, output), None)
             before = rest.get("before")
             stamps = None if before is None else _stamps(before)
-            _begun(records, (source, output), settings, stamps)
+            ours = _stamps(rest.get("ours", []))
+            records[source, output] = Record(settings, None, stamps, ours)
         case {
             "event": "digests",
             "source": str(source),
@@ -306,13 +316,6 @@ def _take(
             _ended(records, (source, output), settings, outcome)
         case _:
             raise ValueError(line)
-
-
-def _begun(
-    records: _Records, names: tuple[str, str], settings: str, before: tuple[Stamp, ...] | None
-) -> None:
-    last = records.get(names)
-    records[names] = Record(settings, None, before, last.ours if last else ())
 
 
 def _ended(records: _Records, names: tuple[str, str], settings: str, outcome: Outcome) -> None:

@@ -125,3 +125,20 @@ class TestOnTheLocalRunner:
         results = converted(beam, [outside], runs, tmp_path / "out")
         assert results[outside]["kind"] == "UsageError"
         assert "does not lie below" in str(results[outside]["error"])
+
+    @pytest.mark.parametrize("name", ["../../esc", "a//b", "./a", "a/.."])
+    def test_no_name_leads_out_of_the_destination(self, beam, tmp_path, name):
+        pytest.importorskip("fsspec")
+        source = f"memory://runs/{name}"
+        results = converted(beam, [source], "memory://runs", tmp_path / "out")
+        assert results[source]["kind"] == "OutputError"
+        assert "no name of an output" in str(results[source]["error"])
+
+    def test_no_link_leads_out_of_the_destination(self, beam, runs, tmp_path):
+        for folder in ("out", "elsewhere"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "out" / "run1").symlink_to(tmp_path / "elsewhere")
+        path = f"{runs}/run1/model.ckpt"
+        results = converted(beam, [path], runs, tmp_path / "out", overwrite=True)
+        assert "a link leads out" in str(results[path]["error"])
+        assert not list((tmp_path / "elsewhere").iterdir())

@@ -469,6 +469,20 @@ def test_what_a_run_that_was_killed_left_is_replaced(runs, out):
     assert convert_all(runs, out, jobs=1).complete
 
 
+def test_what_is_left_is_ours_however_often_runs_are_killed_or_fail(runs, out):
+    name = "run1/model.ckpt"
+    write(out / name, {"part": numbers(1)})
+    with module.Manifest(str(out / MANIFEST)) as manifest:
+        manifest.begin(name, name, "s", ())
+    data = runs / f"{name}.data-00000-of-00001"
+    kept = data.read_bytes()
+    data.write_bytes(kept[:-1])
+    for _ in range(2):
+        assert "model.ckpt" in error_of(convert_all(runs, out, jobs=1), name)
+    data.write_bytes(kept)
+    assert convert_all(runs, out, jobs=1).complete
+
+
 def test_an_output_of_ours_is_done_again_though_a_run_failed_since(runs, out):
     convert_all(runs, out, jobs=1)
     data = runs / "run1" / "model.ckpt.data-00000-of-00001"

@@ -159,9 +159,11 @@ def test_digests_of_very_many_tensors_stand_in_several_lines(path, monkeypatch):
 def test_what_a_later_failure_does_not_tell_is_what_was_converted_before(path):
     with Manifest(path) as manifest:
         manifest.end("a", "x", "s", CONVERTED)
-        manifest.begin("a", "x", "s", BEFORE)
+        manifest.begin("a", "x", "s", (*BEFORE, *CONVERTED.outputs), CONVERTED.outputs)
         manifest.end("a", "x", "s", FAILED)
-    assert read_manifest(path)["a", "x"] == Record("s", FAILED, BEFORE, CONVERTED.outputs)
+    assert read_manifest(path)["a", "x"] == Record(
+        "s", FAILED, (*BEFORE, *CONVERTED.outputs), CONVERTED.outputs
+    )
 
 
 def test_two_runs_cannot_have_it_at_once(path, monkeypatch):

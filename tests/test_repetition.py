@@ -59,6 +59,33 @@ def test_what_stands_there_and_is_something_else_is_not_replaced(job, tmp_path, 
     assert cr.diff(job.source, job.destination).equal
 
 
+@pytest.mark.tensorflow
+def test_what_is_stored_in_other_parts_is_compared_by_values(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+
+    def saved(name, array, specs):
+        (tmp_path / name).mkdir()
+        rows_or_columns = array if ":-" in specs[0] else array.T
+        tf.raw_ops.SaveV2(
+            prefix=str(tmp_path / name / "w"),
+            tensor_names=["w"] * 2,
+            shape_and_slices=specs,
+            tensors=[tf.reshape(part, (1, 2) if ":-" in specs[0] else (2, 1))
+                     for part in rows_or_columns],
+        )  # fmt: skip
+        return str(tmp_path / name / "w")
+
+    value = numbers(2, 2)
+    source = saved("rows", value, ["2 2 0,1:-", "2 2 1,1:-"])
+    columns = ["2 2 -:0,1", "2 2 -:1,1"]
+    same, other = saved("same", value, columns), saved("other", value.T, columns)
+    for settings in (Settings(), Settings(keep_slices=True)):
+        assert carry_out_again(Job(source, same), settings).status is Status.UNCHANGED
+        before = snapshot(tmp_path / "other")
+        assert "holds something else" in str(carry_out_again(Job(source, other), settings).error)
+        assert snapshot(tmp_path / "other") == before
+
+
 def test_damage_to_what_stands_there_is_something_else(job):
     carry_out_again(job, Settings())
     damage(job.destination, "enc/w")
